@@ -1,0 +1,14 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Long-tail losses for MMDetection, MMPretrain and MMSegmentation.
+
+Importing the package registers its classes and connects it to MMEngine (see
+:mod:`lt_losses_mm.integration`). It imports torch and mmengine, never a host.
+"""
+from . import datasets, hooks, integration, losses, metrics
+from .version import __version__
+
+integration.install()
+
+__all__ = [
+    '__version__', 'datasets', 'hooks', 'integration', 'losses', 'metrics'
+]

@@ -1,0 +1,159 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Logit adjustment at test time, for a model trained with any loss."""
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, Iterator
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..losses import LongTailLoss
+from ..priors import ClassCounts, load_class_counts
+from ..priors.shift import Background, sigmoid_shift, softmax_shift
+from ..registry import HOOKS
+from .class_prior import counts_of_training_data
+
+
+@HOOKS.register_module()
+class PostHocLogitAdjustmentHook(Hook):
+    r"""Subtracts :math:`\tau s` from the logits of each classifier at test.
+
+    The post-hoc form of logit adjustment (Menon et al., ICLR 2021, Eq. 9):
+    a model trained with plain cross-entropy predicts from
+    :math:`z - \tau\log\pi`. The shift s is that of the training losses, with
+    their background policy. It works on the output of the heads' ``forward``
+    during validation and test and leaves training alone, so it serves
+    mmpretrain's heads, mmdet's RoI, dense and DETR-type heads and mmseg's
+    decode heads alike.
+
+    Use it on models trained *without* a prior: with Balanced Softmax the
+    correction is in the weights already.
+
+    Args:
+        tau (float): Strength, >= 0.
+        class_counts (str | sequence): As in the losses; ``'auto'`` counts the
+            config's training data set.
+        count_unit (str, optional): As in the losses.
+        background (str | float): ``'keep_odds'`` or the prior of background.
+    """
+
+    def __init__(self,
+                 tau: float = 1.0,
+                 class_counts: Any = 'auto',
+                 count_unit: str | None = None,
+                 background: Background = 'keep_odds') -> None:
+        self.tau = LongTailLoss._check_number('tau', tau, low=0)
+        if background != 'keep_odds' and not (isinstance(background, float)
+                                              and 0 < background < 1):
+            raise ValueError(
+                f'PostHocLogitAdjustmentHook: background={background!r}, '
+                "expected 'keep_odds' or a float in (0, 1)")
+        self.background = background
+        self.count_unit = count_unit
+        self._counts: ClassCounts | None = None
+        if not (isinstance(class_counts, str) and class_counts == 'auto'):
+            self._counts = load_class_counts(class_counts, unit=count_unit)
+        self._undo: list[Callable[[], None]] = []
+
+    def before_val(self, runner: Runner) -> None:
+        self._adjust(runner)
+
+    def before_test(self, runner: Runner) -> None:
+        self._adjust(runner)
+
+    def after_val(self, runner: Runner) -> None:
+        self._restore()
+
+    def after_test(self, runner: Runner) -> None:
+        self._restore()
+
+    def _adjust(self, runner: Runner) -> None:
+        self._restore()
+        if self._counts is None:
+            self._counts = counts_of_training_data(runner, self.count_unit)
+        heads = list(classifier_heads(runner.model))
+        if not heads:
+            raise RuntimeError(
+                'PostHocLogitAdjustmentHook: no classification head found in '
+                f'{type(runner.model).__name__}; it knows heads with '
+                'loss_cls (mmdet), loss_module (mmpretrain) or loss_decode '
+                '(mmseg)')
+        for name, head in heads:
+            head.forward = self._adjusted(head)
+            self._undo.append(functools.partial(delattr, head, 'forward'))
+            runner.logger.info(f'post-hoc logit adjustment of {name}: '
+                               f'tau={self.tau}')
+
+    def _restore(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _adjusted(self, head: nn.Module) -> Callable:
+        forward = head.forward
+
+        @functools.wraps(forward)
+        def wrapper(*args, **kwargs):
+            out = forward(*args, **kwargs)
+            if isinstance(out, tuple):
+                return (self._subtract(head, out[0]), *out[1:])
+            return self._subtract(head, out)
+
+        return wrapper
+
+    def _subtract(self, head: nn.Module, logits: Any) -> Any:
+        if isinstance(logits, (list, tuple)):
+            return type(logits)(self._subtract(head, x) for x in logits)
+        assert self._counts is not None
+        counts = torch.as_tensor(self._counts.counts, device=logits.device)
+        num_classes = counts.numel()
+        dim, columns = _class_dim(head, logits, num_classes)
+        shift = (
+            sigmoid_shift(counts, self.background) if _uses_sigmoid(head) else
+            softmax_shift(counts, columns, self.background))
+        if shift.numel() != columns:
+            raise ValueError(
+                f'PostHocLogitAdjustmentHook: {type(head).__name__} gives '
+                f'{columns} logit columns, class_counts are {num_classes}; '
+                'expected as many, or one more for background')
+        shift = self.tau * shift.to(logits.dtype)
+        if dim == logits.dim() - 1:
+            return logits - shift
+        # Anchor-based maps are (N, A * K, H, W), anchors outermost.
+        shift = shift.repeat(logits.size(dim) // columns)
+        return logits - shift.view(-1, *([1] * (logits.dim() - dim - 1)))
+
+
+def classifier_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that own a classification loss, without proposal networks."""
+    for name, module in model.named_modules():
+        owns = any(
+            isinstance(getattr(module, attr, None), nn.Module)
+            for attr in ('loss_cls', 'loss_module', 'loss_decode'))
+        if owns and 'rpn' not in name.rsplit('.', 1)[-1]:
+            yield name, module
+
+
+def _uses_sigmoid(head: nn.Module) -> bool:
+    if hasattr(head, 'use_sigmoid_cls'):
+        return head.use_sigmoid_cls
+    loss = getattr(head, 'loss_cls', None)
+    in_roi_head = hasattr(head, 'fc_cls')
+    # BBoxHead applies a softmax whatever the loss, unless the loss has its
+    # own activation.
+    if in_roi_head and not getattr(loss, 'custom_activation', False):
+        return False
+    return bool(getattr(loss, 'use_sigmoid', False))
+
+
+def _class_dim(head: nn.Module, logits: Tensor,
+               num_classes: int) -> tuple[int, int]:
+    """Dimension of the classes and number K of columns a class set has."""
+    if logits.dim() == 2 or hasattr(head, 'loss_decode'):
+        return 1, logits.size(1)
+    columns = getattr(head, 'cls_out_channels', num_classes)
+    if logits.size(-1) == columns and not hasattr(head, 'num_anchors'):
+        return logits.dim() - 1, columns
+    return 1, columns

@@ -1,0 +1,470 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""The base of every loss: all that is not the loss's own formula.
+
+It owns class counts, label and weight conventions, reduction, and what the
+heads of the three hosts ask of a loss. A subclass states its formula.
+"""
+from __future__ import annotations
+
+import math
+import re
+from abc import ABCMeta, abstractmethod
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..priors import ClassCounts, load_class_counts
+from ..priors.shift import BACKGROUND_POLICIES, Background
+
+_REDUCTIONS = ('none', 'mean', 'sum')
+
+
+class LongTailLoss(nn.Module, metaclass=ABCMeta):
+    """Plumbing shared by all losses of the package.
+
+    Args:
+        num_classes (int, optional): Number C of foreground classes. It may be
+            left out: the class counts say it.
+        class_counts (str | sequence): Training samples per class: a list, a
+            file, the name of a benchmark (``'lvis_v1'``, ``'imagenet_lt'``,
+            ...), or ``'auto'``, which counts the training data set before
+            training starts. Stored in the checkpoint.
+        count_unit (str, optional): ``'image'``, ``'instance'`` or
+            ``'pixel'``; by default what the literature uses for the task, see
+            ``docs/class_counts.md``.
+        tau (float): Strength of the correction, >= 0; 0 turns it off.
+        background (str | float): What the prior does to background rows of
+            a detection head, see :mod:`lt_losses_mm.priors.shift`.
+        loss_weight (float): Factor on the reduced loss.
+        reduction (str): ``'mean'``, ``'sum'`` or ``'none'``. The mean is
+            over rows (samples, RoIs, anchors, pixels) that are not ignored,
+            or the sum divided by ``avg_factor`` where the head passes one.
+        ignore_index (int, optional): Label of rows without a loss. By default
+            255 for maps (N, C, H, W) and -100 for (N, C) logits; a head that
+            passes its own value is obeyed.
+        avg_non_ignore (bool): Whether the mean leaves out ignored rows, as in
+            PyTorch. ``False`` divides by all rows, as mmseg's default does.
+        class_weight (sequence, optional): Softmax losses only: factor on the
+            rows of each class, one a logit column (with background last where
+            the head has it). Mask2Former and DETR heads write this key.
+        loss_name (str, optional): Name of the term in mmseg's logs, beginning
+            with ``loss_``. By default from the class name.
+        use_sigmoid (bool, optional): Dense and DETR-type heads of mmdet read
+            this key of the loss config to choose their number of channels.
+            If given, it has to agree with the loss.
+
+    Raises:
+        ValueError: A hyper-parameter is out of range; the message names the
+            key, the value, what was expected and the fix.
+    """
+
+    use_sigmoid: bool
+    background_policies: tuple[str, ...] = BACKGROUND_POLICIES
+    class_counts: Tensor
+
+    # mmdet asks three separate flags for one thing: that the loss, not the
+    # head, knows channels, activation and accuracy. Any subset of them makes
+    # a head mix two conventions.
+    custom_cls_channels = True
+    custom_activation = True
+    custom_accuracy = True
+
+    def __init__(self,
+                 num_classes: int | None = None,
+                 class_counts: str | Sequence[float] | Tensor = 'auto',
+                 count_unit: str | None = None,
+                 tau: float = 1.0,
+                 background: Background = 'keep_odds',
+                 loss_weight: float = 1.0,
+                 reduction: str = 'mean',
+                 ignore_index: int | None = None,
+                 avg_non_ignore: bool = True,
+                 class_weight: Sequence[float] | None = None,
+                 loss_name: str | None = None,
+                 use_sigmoid: bool | None = None) -> None:
+        super().__init__()
+        self.tau = self._check_number('tau', tau, low=0)
+        self.loss_weight = self._check_number('loss_weight', loss_weight)
+        self.background = self._check_background(background)
+        if reduction not in _REDUCTIONS:
+            raise ValueError(
+                self._say('reduction', reduction, f'one of {_REDUCTIONS}'))
+        if use_sigmoid not in (None, self.use_sigmoid):
+            other = ('BalancedSigmoidLoss'
+                     if use_sigmoid else 'BalancedSoftmaxLoss')
+            raise ValueError(
+                self._say(
+                    'use_sigmoid', use_sigmoid, f'{self.use_sigmoid}',
+                    f'this loss has its own activation: remove the key, or '
+                    f'take a loss of the other kind (such as {other})'))
+        if num_classes is not None and (not isinstance(num_classes, int)
+                                        or num_classes < 1):
+            raise ValueError(
+                self._say('num_classes', num_classes, 'an int >= 1 or None'))
+        if class_weight is not None and self.use_sigmoid:
+            raise ValueError(
+                self._say('class_weight', class_weight, 'None',
+                          'sigmoid losses take no class_weight; remove it'))
+        self.reduction = reduction
+        self.ignore_index = ignore_index
+        self.avg_non_ignore = avg_non_ignore
+        self._loss_name = self._check_loss_name(loss_name)
+        self._expected_classes = num_classes
+        self._in_roi_head = False
+        self._labels_checked = False
+        self.count_unit = count_unit
+        self.register_buffer('class_counts', torch.zeros(0))
+        self.register_buffer(
+            '_class_weight',
+            None if class_weight is None else torch.as_tensor(
+                class_weight, dtype=torch.float32),
+            persistent=False)
+        self.auto_counts = (
+            isinstance(class_counts, str) and class_counts == 'auto')
+        if not self.auto_counts:
+            self.set_class_counts(
+                load_class_counts(
+                    class_counts, num_classes=num_classes, unit=count_unit))
+
+    # ---------------------------------------------------------------- counts
+    @property
+    def num_classes(self) -> int:
+        """Number C of foreground classes, once it is known.
+
+        Raises:
+            AttributeError: Not known yet. ``hasattr`` is then false, and the
+                class-count hooks of the hosts pass the loss over.
+        """
+        if self.class_counts.numel():
+            return self.class_counts.numel()
+        if self._expected_classes is not None:
+            return self._expected_classes
+        raise AttributeError('num_classes is unknown until class_counts are')
+
+    def set_class_counts(self, class_counts: ClassCounts | Any) -> None:
+        """Give the loss its class counts, in place of ``'auto'``.
+
+        Args:
+            class_counts (ClassCounts | sequence | str): All that the
+                constructor takes, but ``'auto'``.
+        """
+        if not isinstance(class_counts, ClassCounts):
+            class_counts = load_class_counts(
+                class_counts,
+                num_classes=self._expected_classes,
+                unit=self.count_unit)
+        self._check_num_classes(class_counts.num_classes, 'class_counts')
+        self.class_counts = torch.as_tensor(
+            class_counts.counts,
+            dtype=torch.float32,
+            device=self.class_counts.device)
+
+    def _check_num_classes(self, num_classes: int, said_by: str) -> None:
+        known = getattr(self, 'num_classes', None)
+        if known is not None and known != num_classes:
+            raise ValueError(
+                self._say('num_classes', known,
+                          f'{num_classes}, as {said_by} says',
+                          'make both agree, or leave num_classes out'))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args,
+                              **kwargs) -> None:
+        key = prefix + 'class_counts'
+        loaded = state_dict.get(key)
+        if loaded is not None and loaded.numel():
+            if not self.auto_counts:
+                # What the config states wins over the checkpoint's data set.
+                state_dict[key] = self.class_counts
+            else:
+                self._check_num_classes(loaded.numel(), 'the checkpoint')
+                self.class_counts = self.class_counts.new_zeros(loaded.shape)
+        elif loaded is not None:
+            state_dict[key] = self.class_counts
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> LongTailLoss:
+        # Counts overflow in fp16 (65504), so `model.half()` only moves them.
+        counts = self.class_counts
+        super()._apply(fn, *args, **kwargs)
+        self.class_counts = counts.to(self.class_counts.device)
+        return self
+
+    # --------------------------------------------------------------- forward
+    @abstractmethod
+    def row_loss(self, logits: Tensor, labels: Tensor, ignore_index: int,
+                 element_weight: Tensor | None) -> Tensor:
+        """The formula.
+
+        Args:
+            logits (Tensor): (N, K) or (N, K, d1, ...); K columns as
+                :meth:`columns` says.
+            labels (Tensor): Index labels (N, d1, ...) int64, or soft labels
+                of the logits' shape. Background is label C.
+            ignore_index (int): Index label of rows without a loss.
+            element_weight (Tensor, optional): The logits' shape.
+
+        Returns:
+            Tensor: Loss per row, (N, d1, ...); 0 for ignored rows.
+        """
+
+    @abstractmethod
+    def columns(self, num_classes: int) -> tuple[int, ...]:
+        """Numbers of logit columns that the loss can serve.
+
+        Returns:
+            tuple[int, ...]: Widest first. That of a RoI head is the first.
+        """
+
+    def forward(self,
+                cls_score: Tensor,
+                label: Tensor,
+                weight: Tensor | None = None,
+                avg_factor: float | Tensor | None = None,
+                reduction_override: str | None = None,
+                ignore_index: int | None = None) -> Tensor:
+        """Loss of a head's logits; the call of all three hosts.
+
+        Args:
+            cls_score (Tensor): Logits (N, K) or (N, K, d1, ...), any
+                floating dtype; computed in fp32 or wider.
+            label (Tensor): (N, d1, ...) integer labels in [0, C), with C for
+                background where the head has it, or soft labels of the
+                logits' shape.
+            weight (Tensor, optional): Factor per row (N, d1, ...), or, for
+                sigmoid losses, per row and class (any shape with as many
+                elements as the logits).
+            avg_factor (float | Tensor, optional): Divisor of the sum in place
+                of the number of rows. Needs ``reduction='mean'``; ignored for
+                ``'none'``.
+            reduction_override (str, optional): In place of ``reduction``.
+            ignore_index (int, optional): In place of the constructor's.
+
+        Returns:
+            Tensor: Scalar, or (N, d1, ...) for ``'none'``.
+
+        Raises:
+            ValueError: Labels, weights or columns do not fit the loss.
+            RuntimeError: ``class_counts='auto'`` was never filled.
+        """
+        if reduction_override not in (None, *_REDUCTIONS):
+            raise ValueError(
+                self._say('reduction_override', reduction_override,
+                          f'None or one of {_REDUCTIONS}'))
+        reduction = reduction_override or self.reduction
+        if reduction == 'sum' and avg_factor is not None:
+            raise ValueError(
+                self._say('reduction', 'sum',
+                          "'mean' or 'none' where avg_factor is passed"))
+        if ignore_index is None:
+            ignore_index = self.ignore_index
+        if ignore_index is None:
+            ignore_index = -100 if cls_score.dim() == 2 else 255
+        label = self._check_input(cls_score, label, ignore_index)
+
+        row_weight, element_weight = self._split_weight(
+            weight, cls_score, label)
+        rows = self.row_loss(cls_score, label, ignore_index, element_weight)
+        if self._class_weight is not None and not label.is_floating_point():
+            known = torch.where(label == ignore_index, 0, label)
+            rows = rows * self._class_weight.to(rows)[known]
+        if row_weight is not None:
+            rows = rows * row_weight.to(rows.dtype)
+
+        if reduction == 'none':
+            return self.loss_weight * rows
+        total = rows.sum()
+        if reduction == 'mean':
+            if avg_factor is not None:
+                # The hosts' own guard: heads without positives may pass 0.
+                total = total / (avg_factor + torch.finfo(torch.float32).eps)
+            elif self.avg_non_ignore and not label.is_floating_point():
+                total = total / (label != ignore_index).sum().clamp(min=1)
+            else:
+                total = total / max(rows.numel(), 1)
+        return self.loss_weight * total
+
+    def _check_input(self, logits: Tensor, labels: Tensor,
+                     ignore_index: int) -> Tensor:
+        if not self.class_counts.numel():
+            raise RuntimeError(
+                f"{type(self).__name__}: class_counts='auto' was not filled "
+                'before the first forward. A Runner does that by itself '
+                'before training (ClassPriorHook); in a loop of your own '
+                'call set_class_counts(...), or give class_counts as a list, '
+                'a file or the name of a benchmark.')
+        num_classes, columns = self.num_classes, logits.size(1)
+        if columns not in self.columns(num_classes):
+            raise ValueError(
+                self._say('num_classes', num_classes,
+                          self._expected_columns(num_classes, columns)))
+        if labels.is_floating_point():
+            if labels.shape != logits.shape:
+                raise ValueError(
+                    f'{type(self).__name__}: soft labels of shape '
+                    f'{tuple(labels.shape)} do not match the logits '
+                    f'{tuple(logits.shape)}; index labels must be integers')
+            return labels
+        if labels.shape != logits.shape[:1] + logits.shape[2:]:
+            raise ValueError(
+                f'{type(self).__name__}: labels of shape '
+                f'{tuple(labels.shape)} do not match logits of shape '
+                f'{tuple(logits.shape)}; expected '
+                f'{tuple(logits.shape[:1] + logits.shape[2:])}')
+        labels = labels.long()
+        self._check_range(labels, num_classes, columns, logits.dim() == 2,
+                          ignore_index)
+        return labels
+
+    def _check_range(self, labels: Tensor, num_classes: int, columns: int,
+                     may_have_background: bool, ignore_index: int) -> None:
+        if torch.compiler.is_compiling() or not labels.numel():
+            return
+        # On an accelerator the look at the values stops the host, so only
+        # the first batch is looked at there.
+        if labels.device.type != 'cpu' and self._labels_checked:
+            return
+        self._labels_checked = True
+        with_background = may_have_background and (
+            self.use_sigmoid or columns > num_classes)
+        largest = num_classes if with_background else num_classes - 1
+        wrong = (labels != ignore_index) & ((labels < 0) | (labels > largest))
+        if wrong.any():
+            raise ValueError(
+                f'{type(self).__name__}: label {int(labels[wrong][0])} is '
+                f'out of range: expected 0..{largest} '
+                f'({num_classes} classes'
+                f'{" and background" if with_background else ""}) or '
+                f'ignore_index={ignore_index}. Check num_classes of the head, '
+                'the classes of the data set, and (segmentation) '
+                'reduce_zero_label and ignore_index.')
+
+    def _split_weight(self, weight: Tensor | None, logits: Tensor,
+                      labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Tell a weight per row from one per row and class."""
+        if weight is None:
+            return None, None
+        rows = logits.shape[:1] + logits.shape[2:]
+        if weight.shape == rows:
+            return weight, None
+        if self.use_sigmoid and weight.numel() == logits.numel():
+            return None, weight.reshape(logits.shape)
+        raise ValueError(
+            f'{type(self).__name__}: weight of shape {tuple(weight.shape)} '
+            f'fits neither rows {tuple(rows)}' +
+            (f' nor logits {tuple(logits.shape)}' if self.use_sigmoid else ''))
+
+    # ------------------------------------------------------ host conventions
+    @property
+    def loss_name(self) -> str:
+        """Name of the term in the logs of mmseg."""
+        return self._loss_name
+
+    def get_cls_channels(self, num_classes: int) -> int:
+        """Output channels of a RoI head (mmdet ``BBoxHead``).
+
+        Only RoI heads ask, so the call also tells the loss that its
+        activation has to carry the background column.
+        """
+        self._check_num_classes(num_classes, 'bbox_head.num_classes')
+        self._expected_classes = num_classes
+        self._in_roi_head = True
+        return self.columns(num_classes)[0]
+
+    @abstractmethod
+    def scores(self, cls_score: Tensor) -> tuple[Tensor, Tensor]:
+        """Test-time scores, without the prior.
+
+        Returns:
+            tuple[Tensor, Tensor]: (N, C) of the classes and (N, 1) of
+            background.
+        """
+
+    def get_activation(self, cls_score: Tensor) -> Tensor:
+        """Test-time scores as the head wants them.
+
+        Args:
+            cls_score (Tensor): (N, K) logits.
+
+        Returns:
+            Tensor: (N, C + 1) with background last for RoI heads, whose NMS
+            drops the last column; (N, C) for dense heads.
+        """
+        foreground, background = self.scores(cls_score)
+        if self._in_roi_head:
+            return torch.cat([foreground, background], dim=-1)
+        return foreground
+
+    def get_accuracy(self, cls_score: Tensor, labels: Tensor) -> dict:
+        """Accuracy in percent for mmdet's training log.
+
+        Returns:
+            dict: ``acc`` over all rows where background competes with the
+            classes, otherwise over the rows with an object.
+        """
+        foreground, background = self.scores(cls_score)
+        num_classes = foreground.size(-1)
+        if self.use_sigmoid or self.background == 'objectness':
+            rows = labels < num_classes
+            hit = foreground.argmax(-1) == labels
+        else:
+            rows = torch.ones_like(labels, dtype=torch.bool)
+            hit = torch.cat([foreground, background], -1).argmax(-1) == labels
+        hits = (hit & rows).sum().float()
+        return dict(acc=(hits * 100 / rows.sum().clamp(min=1)).reshape(1))
+
+    # ---------------------------------------------------------------- checks
+    @classmethod
+    def _say(cls, key: str, value: Any, expected: str, fix: str = '') -> str:
+        return (f'{cls.__name__}: {key}={value!r}, expected {expected}' +
+                (f'; {fix}' if fix else ''))
+
+    @classmethod
+    def _check_number(cls, key: str, value: Any, low: float = -math.inf):
+        if isinstance(value, bool) or not isinstance(
+                value, (int, float)) or not math.isfinite(value) or value < low:
+            raise ValueError(
+                cls._say(
+                    key, value,
+                    'a finite number' + (f' >= {low}' if low > -1 else '')))
+        return float(value)
+
+    @classmethod
+    def _check_background(cls, background: Background) -> Background:
+        if isinstance(background, str):
+            if background in cls.background_policies:
+                return background
+        elif isinstance(background, float) and 0 < background < 1:
+            return background
+        raise ValueError(
+            cls._say(
+                'background', background,
+                f'one of {cls.background_policies}, or the prior of '
+                'background as a float in (0, 1)'))
+
+    @classmethod
+    def _check_loss_name(cls, name: str | None) -> str:
+        if name is None:
+            words = re.findall('[A-Z][a-z0-9]*', cls.__name__)
+            return '_'.join(['loss'] + [w.lower() for w in words[:-1]])
+        if not name.startswith('loss_'):
+            raise ValueError(
+                cls._say('loss_name', name, "a name beginning with 'loss_'",
+                         'mmseg leaves any other term out of the training'))
+        return name
+
+    def _expected_columns(self, num_classes: int, columns: int) -> str:
+        text = (f'logits of {" or ".join(map(str, self.columns(num_classes)))}'
+                f' columns (background={self.background!r}), got {columns}')
+        if self.use_sigmoid and columns == num_classes + 1:
+            return (text + '; a dense or DETR-type head of mmdet gives C '
+                    'columns when its loss config says use_sigmoid=True')
+        return text + ('; make num_classes of the head agree with the class '
+                       "counts, and use background='objectness' in RoI heads "
+                       'only')
+
+    def extra_repr(self) -> str:
+        return (f'num_classes={getattr(self, "num_classes", None)}, '
+                f'tau={self.tau}, background={self.background!r}, '
+                f'loss_weight={self.loss_weight}, '
+                f'reduction={self.reduction!r}')

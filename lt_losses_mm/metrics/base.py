@@ -1,0 +1,119 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""What the metrics with frequency groups share."""
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+
+from ..priors import ClassCounts, load_class_counts
+
+
+class FrequencyMetric(BaseMetric):
+    """Base of metrics that average per-class values by training frequency.
+
+    Args:
+        class_counts: Class counts of the **training** data, from any source
+            of :func:`lt_losses_mm.priors.load_class_counts`; ``'auto'``:
+            handed in through :meth:`set_class_counts` before the evaluation;
+            ``None``: no groups.
+        count_unit: What is counted: ``'image'``, ``'instance'`` or
+            ``'pixel'``. ``None`` takes the counts as they come.
+        collect_device: Where results of several ranks meet, ``'cpu'`` or
+            ``'gpu'``.
+        prefix: Prefix of the metric names.
+    """
+
+    def __init__(self,
+                 class_counts: Any = 'auto',
+                 count_unit: str | None = None,
+                 collect_device: str = 'cpu',
+                 prefix: str | None = None) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.count_unit = count_unit
+        self.class_counts: ClassCounts | str | None = None
+        if isinstance(class_counts, str) and class_counts == 'auto':
+            self.class_counts = 'auto'
+        elif class_counts is not None:
+            self.set_class_counts(class_counts)
+
+    def set_class_counts(self, class_counts: Any) -> None:
+        """Take the class counts of the training data and form the groups.
+
+        Args:
+            class_counts: Any source of
+                :func:`lt_losses_mm.priors.load_class_counts`.
+
+        Raises:
+            ValueError: If they are no counts, count something else than
+                ``count_unit``, or do not suit the options of the groups.
+        """
+        class_counts = load_class_counts(class_counts, unit=self.count_unit)
+        self._groups = self.groups(class_counts.counts)
+        if isinstance(self.class_counts, str):
+            sizes = ', '.join(
+                f'{name} {len(group)}' for name, group in self._groups.items())
+            print_log(
+                f'{type(self).__name__}: {sizes} classes ({class_counts.unit} '
+                f'counts, {class_counts.source})',
+                logger='current')
+        self.class_counts = class_counts
+
+    def check_class_counts(self, num_classes: int) -> None:
+        """Raise unless the counts asked for are here and fit.
+
+        Called from :meth:`process`, on every rank, so that a mistake ends
+        the run at the first batch rather than after the last.
+
+        Args:
+            num_classes: Number of classes C of the task.
+
+        Raises:
+            RuntimeError: If ``class_counts='auto'`` was never filled.
+            ValueError: If there are not C counts.
+        """
+        if self.class_counts is None:
+            return
+        if isinstance(self.class_counts, str):
+            raise RuntimeError(
+                f"{type(self).__name__}: class_counts='auto' was not filled "
+                'before the evaluation. Run through tools/train.py or '
+                'tools/test.py (or import lt_losses_mm before the Runner is '
+                'built), give class_counts= a list, a file or a benchmark '
+                'name, or class_counts=None for no groups.')
+        load_class_counts(self.class_counts, num_classes=num_classes)
+
+    @abstractmethod
+    def groups(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """Class indices of each frequency group.
+
+        Args:
+            counts: Training counts, shape (C,).
+
+        Returns:
+            dict: Name of the group -> class indices, the most frequent group
+            first.
+        """
+
+    def group_means(self, values: np.ndarray) -> dict[str, float]:
+        """Average per-class values over the classes of each group.
+
+        Args:
+            values: One value per class, shape (C,), ``nan`` for a class that
+                the evaluated data do not contain.
+
+        Returns:
+            dict: Name of the group -> mean. A group without any class to
+            average is left out: a ``nan`` never compares as better, so that
+            ``save_best`` would save nothing, without a word.
+        """
+        if self.class_counts is None:
+            return {}
+        return {
+            name: float(np.nanmean(values[group]))
+            for name, group in self._groups.items()
+            if not np.isnan(values[group]).all()
+        }

@@ -1,0 +1,218 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""``class_counts='auto'``: counts of what the model sees in one epoch."""
+from __future__ import annotations
+
+from typing import Any, Collection, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+from mmengine.dataset import BaseDataset
+from mmengine.dist import broadcast_object_list, is_main_process
+
+from .counts import ClassCounts, check_num_classes, check_unit, fault
+from .draws import describe_wrappers, expected_draws
+from .masks import pixel_table
+
+_TASK_OF_FORM = dict(
+    gt_label='classification',
+    instances='detection',
+    seg_map_path='segmentation')
+# The first unit of a task is the default of its literature.
+_UNITS_OF_TASK = dict(
+    classification=('image', ),
+    detection=('image', 'instance'),
+    segmentation=('pixel', 'image'))
+
+
+def count_dataset(dataset: Any,
+                  *,
+                  sampler: Any = None,
+                  num_classes: Optional[int] = None,
+                  unit: Optional[str] = None,
+                  progress: bool = True) -> ClassCounts:
+    """Expected class counts of one epoch of a built data set of any host.
+
+    Every sample's annotations count as often as the wrappers and the sampler
+    are expected to draw it (:func:`expected_draws`), after the data set's
+    own filters. Annotations are read without running the pipeline.
+
+    - Classification (``gt_label``): images; a multi-label image counts once
+      for each of its classes.
+    - Detection (``instances``): images that hold the class, or instances.
+      Boxes with ``ignore_flag`` (crowds) do not count.
+    - Segmentation (``seg_map_path``): pixels, or images that hold the class.
+      The mask files are read once and the result is cached.
+    - Any other data set with ``get_cat_ids``: as detection.
+
+    In a distributed run the main process counts and all processes get its
+    result, so every rank has to call this.
+
+    Args:
+        dataset: The built data set, wrapped or not.
+        sampler: The built sampler that draws from it; None draws every
+            sample once. Of a loader with a batch sampler this is
+            ``loader.batch_sampler.sampler``.
+        num_classes: C, needed only for data without ``metainfo['classes']``.
+        unit: 'image', 'instance', 'pixel', or None for the first unit of the
+            task above.
+        progress: Show a progress bar while mask files are read.
+
+    Returns:
+        The counts, in label order; fractional if the sampler is random.
+
+    Raises:
+        ValueError: If the wrapper, sampler or form of annotation is unknown,
+            a label is out of range, the unit does not fit the task, or no
+            class has a sample.
+        RuntimeError: On the other processes, if the main one failed.
+    """
+    answer: List[Any] = [None, None]
+    failure = None
+    if is_main_process():
+        try:
+            answer[0] = _count(dataset, sampler, num_classes, unit, progress)
+        except Exception as error:  # the other ranks wait for the broadcast
+            failure = error
+            answer[1] = f'{type(error).__name__}: {error}'
+    broadcast_object_list(answer)
+    if failure is not None:
+        raise failure
+    if answer[1] is not None:
+        raise RuntimeError(f'the main process failed with {answer[1]}')
+    return answer[0]
+
+
+def _count(dataset: Any, sampler: Any, num_classes: Optional[int],
+           unit: Optional[str], progress: bool) -> ClassCounts:
+    check_unit(unit)
+    leaves = expected_draws(dataset, sampler)
+    classes = [_class_names(leaf) for leaf, _ in leaves]
+    sizes = {len(names) for names in classes if names is not None}
+    if num_classes is None:
+        if len(sizes) != 1:
+            raise fault(
+                'class_counts', 'auto',
+                f"one number of metainfo['classes'], got {sorted(sizes)}",
+                'give num_classes to the loss, or metainfo=dict(classes=...) '
+                'to the data set')
+        num_classes = sizes.pop()
+    total = np.zeros(num_classes)
+    for leaf, draws in leaves:
+        index = np.flatnonzero(draws)
+        if not index.size:
+            continue
+        form = _form(leaf, int(index[0]))
+        task = _TASK_OF_FORM.get(form, 'detection')
+        units = _UNITS_OF_TASK[task]
+        unit = unit or units[0]
+        if unit not in units:
+            raise fault(
+                'count_unit', unit,
+                f'{" or ".join(units)} for {type(leaf).__name__} ({task})',
+                'choose one of these, or None for the default')
+        if task == 'segmentation':
+            table = pixel_table(leaf, index, num_classes, progress)
+            total += draws[index] @ (table if unit == 'pixel' else table > 0)
+        else:
+            total += _count_labels(leaf, index, draws[index], num_classes,
+                                   form, unit)
+    names = classes[0] if len(set(classes)) == 1 else None
+    found = ClassCounts(
+        total, unit or 'image',
+        names if names is not None and len(names) == num_classes else None,
+        _source(dataset, sampler, leaves))
+    for size in sizes:
+        if size != num_classes:
+            check_num_classes(
+                ClassCounts(np.ones(size), source=found.source), num_classes)
+    return found
+
+
+def _class_names(leaf: Any) -> Optional[Tuple[str, ...]]:
+    names = (getattr(leaf, 'metainfo', None) or {}).get('classes')
+    return None if names is None else tuple(names)
+
+
+def _source(dataset: Any, sampler: Any,
+            leaves: List[Tuple[Any, np.ndarray]]) -> str:
+    parts = sorted({type(leaf).__name__ for leaf, _ in leaves})
+    around = describe_wrappers(dataset)
+    if sampler is not None:
+        around.insert(0, type(sampler).__name__)
+    through = f' through {", ".join(around)}' if around else ''
+    return (f'{" + ".join(parts)} ({sum(len(d) for _, d in leaves)} '
+            f'samples){through}')
+
+
+def _form(leaf: Any, sample: int) -> str:
+    """The key of a sample that holds its annotations."""
+    keys: List[str] = []
+    if hasattr(leaf, 'get_data_info'):
+        keys = sorted(next(_infos(leaf, np.array([sample]))))
+        for key in _TASK_OF_FORM:
+            if key in keys:
+                return key
+    if hasattr(leaf, 'get_cat_ids'):
+        return 'get_cat_ids'
+    raise fault(
+        'class_counts', 'auto',
+        'samples with gt_label, instances or seg_map_path, or a data set '
+        f'with get_cat_ids, got {type(leaf).__name__} with {keys}',
+        'give class_counts as a list or file')
+
+
+def _infos(leaf: Any, index: np.ndarray) -> Iterator[Dict[str, Any]]:
+    """Annotations of the given samples, not to be written to."""
+    getter = type(leaf).get_data_info
+    if getter is BaseDataset.get_data_info and not leaf.serialize_data:
+        # get_data_info would deep-copy each of them: minutes for LVIS.
+        return (leaf.data_list[i] for i in index)
+    return (leaf.get_data_info(int(i)) for i in index)
+
+
+def _count_labels(leaf: Any, index: np.ndarray, draws: np.ndarray,
+                  num_classes: int, form: str, unit: str) -> np.ndarray:
+    """Sum of draws per class, (C,) float64, from labels in memory."""
+    flat: List[int] = []
+    lengths = np.empty(len(index), dtype=np.int64)
+    for row, found in enumerate(_labels(leaf, index, form)):
+        if unit == 'image':
+            found = set(found)
+        flat.extend(found)
+        lengths[row] = len(found)
+    if not flat:
+        return np.zeros(num_classes)
+    labels = np.asarray(flat)
+    if labels.dtype.kind not in 'iu':
+        bad = labels[:1]
+    else:
+        bad = labels[(labels < 0) | (labels >= num_classes)]
+    if bad.size:
+        raise fault(
+            'class_counts', 'auto',
+            f'integer labels 0 to {num_classes - 1}, got {bad[0]} in '
+            f'{type(leaf).__name__}',
+            'correct the annotations, num_classes or metainfo.classes')
+    return np.bincount(labels, np.repeat(draws, lengths), num_classes)
+
+
+def _labels(leaf: Any, index: np.ndarray,
+            form: str) -> Iterator[Collection[int]]:
+    """The labels of each sample, one per image label or instance."""
+    if form == 'get_cat_ids':
+        return (leaf.get_cat_ids(int(i)) for i in index)
+    read = _image_labels if form == 'gt_label' else _instance_labels
+    return map(read, _infos(leaf, index))
+
+
+def _image_labels(info: Dict[str, Any]) -> List[int]:
+    label = info['gt_label']
+    if isinstance(label, (list, tuple, set)):
+        return list(label)
+    return np.ravel(label).tolist()
+
+
+def _instance_labels(info: Dict[str, Any]) -> List[int]:
+    return [
+        instance['bbox_label'] for instance in info['instances']
+        if not instance.get('ignore_flag')
+    ]

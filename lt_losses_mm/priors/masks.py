@@ -1,0 +1,138 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Pixels per class of segmentation masks: one pass over files, then cached."""
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, List, Optional
+
+import numpy as np
+from mmengine.logging import print_log
+from mmengine.utils import ProgressBar
+
+
+def pixel_table(dataset: Any,
+                index: np.ndarray,
+                num_classes: int,
+                progress: bool = True) -> np.ndarray:
+    """Count the pixels of every class in every mask.
+
+    The masks are read by the data set's own annotation loader (the one of
+    its pipeline, else mmseg's default), so ``reduce_zero_label``,
+    ``label_map`` and the decoder are those of training. Later transforms are
+    not simulated. Pixels of the data set's ``ignore_index`` (255 if it has
+    none) do not count.
+
+    The result is kept in ``$LT_LOSSES_MM_CACHE``, else in the user's cache
+    folder, under a key made of the paths, sizes and modification times of
+    the masks and of all options named here.
+
+    Args:
+        dataset: A data set whose ``get_data_info`` gives ``seg_map_path``.
+        index: Shape (N,), the samples to read.
+        num_classes: C.
+        progress: Show a progress bar.
+
+    Returns:
+        Shape (N, C), uint32, pixels.
+
+    Raises:
+        ValueError: If a mask holds a label that is neither a class nor
+            ignored, or nothing is known to load masks with.
+        FileNotFoundError: If a mask is missing.
+    """
+    load = _loader(dataset)
+    ignore_index = getattr(dataset, 'ignore_index', 255)
+    cache = _cache_path(dataset, index, load, num_classes, ignore_index)
+    if cache is not None and cache.is_file():
+        with np.load(cache) as stored:
+            return stored['pixels']
+
+    def count(sample: int) -> np.ndarray:
+        info = dataset.get_data_info(int(sample))
+        mask = load(dict(info))['gt_seg_map']
+        pixels = np.bincount(
+            mask.ravel(), minlength=max(num_classes, ignore_index + 1))
+        pixels[ignore_index] = 0
+        stray = np.flatnonzero(pixels[num_classes:])
+        if stray.size:
+            raise ValueError(
+                f'class_counts=auto: expected labels 0 to {num_classes - 1} '
+                f'or ignore_index={ignore_index} in {info["seg_map_path"]}, '
+                f'got {num_classes + stray[0]}. Fix: set ignore_index, '
+                'reduce_zero_label or metainfo.classes of the data set.')
+        return pixels[:num_classes]
+
+    print_log(f'Counting the pixels of {len(index)} masks once'
+              f'{f", then kept in {cache}" if cache else ""}', 'current')
+    bar = ProgressBar(len(index)) if progress else None
+    table = np.zeros((len(index), num_classes), dtype=np.uint32)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for row, pixels in enumerate(pool.map(count, index)):
+            table[row] = pixels
+            if bar is not None:
+                bar.update()
+    if bar is not None:
+        bar.file.write('\n')
+    if cache is not None:
+        _write(cache, table)
+    return table
+
+
+def _loader(dataset: Any) -> Callable[[dict], dict]:
+    pipeline = getattr(dataset, 'pipeline', None)
+    for transform in getattr(pipeline, 'transforms', ()):
+        name = type(transform).__name__
+        if name.startswith('Load') and 'Annotation' in name:
+            return transform
+    hosts = {cls.__module__.split('.')[0] for cls in type(dataset).__mro__}
+    if 'mmseg' in hosts:
+        transforms = importlib.import_module('mmseg.datasets.transforms')
+        return transforms.LoadAnnotations()
+    raise ValueError(
+        'class_counts=auto: expected LoadAnnotations in the pipeline of '
+        f'{type(dataset).__name__}, got none. Fix: add it, or give '
+        'class_counts as a list or file.')
+
+
+def _cache_path(dataset: Any, index: np.ndarray, load: Any,
+                num_classes: int, ignore_index: int) -> Optional[Path]:
+    """Where the table belongs; None if the masks are not local files."""
+    cls = type(load)
+    parts: List[Any] = [
+        'pixels/1', num_classes, ignore_index, cls.__module__, repr(load)
+    ]
+    for sample in index:
+        info = dataset.get_data_info(int(sample))
+        path = info['seg_map_path']
+        if '://' in path or getattr(dataset, 'backend_args', None):
+            return None
+        stat = os.stat(path)
+        parts.append(
+            (os.path.abspath(path), stat.st_size, stat.st_mtime_ns,
+             info.get('label_map'), info.get('reduce_zero_label')))
+    key = hashlib.sha256('\n'.join(map(repr, parts)).encode()).hexdigest()
+    folder = os.environ.get('LT_LOSSES_MM_CACHE') or os.path.join(
+        os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'),
+        'lt_losses_mm')
+    return Path(folder) / f'pixels-{key[:32]}.npz'
+
+
+def _write(path: Path, table: np.ndarray) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another run may read or write the same entry at this moment.
+        with tempfile.NamedTemporaryFile(
+                dir=path.parent, suffix='.tmp', delete=False) as file:
+            np.savez_compressed(file, pixels=table)
+        os.replace(file.name, path)
+    except OSError as error:
+        warnings.warn(
+            f'The pixel counts could not be kept in {path} ({error}): the '
+            'next run will read the masks again. Set LT_LOSSES_MM_CACHE to '
+            'a folder that can be written.', stacklevel=2)

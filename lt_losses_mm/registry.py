@@ -1,0 +1,43 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Child registries of MMEngine's roots, under the scope ``lt_losses_mm``.
+
+``type='lt_losses_mm.X'`` makes MMEngine import this module and, on the first
+look-up, the package in ``locations``: no ``custom_imports`` is needed.
+
+Everything registered here is put into MMEngine's root registry as well. The
+registries of the hosts (mmdet, mmpretrain, mmseg) fall back to that root, so
+that the bare name resolves in each of them once ``lt_losses_mm`` is imported.
+"""
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from mmengine import registry as _root
+
+SCOPE = 'lt_losses_mm'
+
+
+class _Registry(_root.Registry):
+    """A child registry whose entries are visible from the root, too."""
+
+    def register_module(self, *args: Any, **kwargs: Any) -> Callable:
+        register = super().register_module
+
+        def decorate(obj: Any) -> Any:
+            self.parent.register_module(*args, **kwargs)(obj)
+            return register(*args, **kwargs)(obj)
+
+        return decorate
+
+
+def _child(root: _root.Registry, room: str) -> _Registry:
+    return _Registry(
+        root.name, scope=SCOPE, parent=root, locations=[f'{SCOPE}.{room}'])
+
+
+MODELS = _child(_root.MODELS, 'losses')
+HOOKS = _child(_root.HOOKS, 'hooks')
+METRICS = _child(_root.METRICS, 'metrics')
+DATASETS = _child(_root.DATASETS, 'datasets')
+
+__all__ = ['SCOPE', 'MODELS', 'HOOKS', 'METRICS', 'DATASETS']

@@ -1,0 +1,31 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Settings of all tests: threads, hypothesis, a clean MMEngine per test."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+
+# The suite runs in several processes (pytest-xdist), each on its own core.
+torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '1')))
+
+# Time limits would make tests depend on the machine's load.
+hypothesis.settings.register_profile('lt', deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    'lt-ci', hypothesis.settings.get_profile('lt'), derandomize=True
+)
+hypothesis.settings.load_profile('lt-ci' if os.environ.get('CI') else 'lt')
+
+
+@pytest.fixture(autouse=True)
+def _default_scope():
+    """Undo the default scope that a Runner sets for the whole process."""
+    instances = DefaultScope._instance_dict
+    before = instances.copy()
+    yield
+    instances.clear()
+    instances.update(before)

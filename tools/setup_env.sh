@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+#
+# Makes the tested environment (requirements/modern.txt):
+#     bash tools/setup_env.sh && source .venv/bin/activate
+# The other scripts source this one, which activates it for them. A second run
+# finds everything in place.
+#
+#   LT_VENV          the environment           (default: .venv in the checkout)
+#   LT_CACHE         where compiled mmcv goes  (default: ~/.cache/lt_losses_mm)
+#   TORCH_INDEX_URL  where torch comes from    (default: pip's own index, whose
+#                    Linux wheels carry CUDA), for example
+#                    https://download.pytorch.org/whl/cpu
+#   MAX_JOBS         compilers at a time       (default: one a core)
+set -euo pipefail
+
+lt_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+lt_venv=${LT_VENV:-$lt_root/.venv}
+lt_cache=${LT_CACHE:-$HOME/.cache/lt_losses_mm}
+lt_log=$lt_venv/setup.log
+lt_pins=$lt_root/requirements/modern.txt
+
+lt_say() { printf '[setup] %s\n' "$*"; }
+
+lt_die() {
+    lt_say "$*" >&2
+    exit 1
+}
+
+lt_pin() { sed -n "s/^$1==//p" "$lt_pins"; }
+
+# lt_run WHAT COMMAND...: output to the log, a line on the screen every 15 s.
+lt_run() {
+    local what=$1 begin=$SECONDS next=$((SECONDS + 15)) done_of
+    shift
+    lt_say "$what ..."
+    printf '\n=== %s: %s\n' "$what" "$*" >>"$lt_log"
+    "$@" >>"$lt_log" 2>&1 &
+    local job=$!
+    while kill -0 "$job" 2>/dev/null; do
+        sleep 1
+        if ((SECONDS >= next)); then
+            next=$((SECONDS + 15))
+            # ninja prints [files done/files]
+            done_of=$(tail -n 50 "$lt_log" |
+                grep -o '^ *\[[0-9]*/[0-9]*\]' | tail -n 1 || true)
+            lt_say "  $((SECONDS - begin)) s $done_of"
+        fi
+    done
+    if ! wait "$job"; then
+        tail -n 40 "$lt_log" >&2
+        lt_die "failed: $what. The whole log is $lt_log"
+    fi
+    lt_say "  done in $((SECONDS - begin)) s"
+}
+
+lt_find_python() {
+    local name
+    for name in python3 python3.11 python3.12; do
+        if "$name" -c 'import sys, venv, ensurepip
+sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    lt_die 'needs Python 3.11 or 3.12 with the venv module. On Debian and' \
+        'Ubuntu: apt install python3.11-venv python3.11-dev'
+}
+
+# Compiles mmcv into the directory $1. Its sources ask for C++17 and torch's
+# headers for C++20; of two -std the last one counts, so a wrapper adds it.
+lt_build_mmcv() {
+    local work
+    work=$(mktemp -d)
+    printf '#!/bin/sh\nexec g++ "$@" -std=c++20\n' >"$work/c++"
+    chmod +x "$work/c++"
+    # A GPU in sight would make the build ask for nvcc. pip's cache knows a
+    # wheel by its version only, not by the torch it was compiled against.
+    CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0 MMCV_WITH_OPS=1 CXX="$work/c++" \
+        MAX_JOBS=${MAX_JOBS:-$(nproc)} \
+        python -m pip wheel -v --no-cache-dir --no-deps --no-build-isolation \
+        --no-binary onedl-mmcv --wheel-dir "$work/wheel" \
+        "onedl-mmcv==$(lt_pin onedl-mmcv)"
+    mkdir -p "$1"
+    mv "$work"/wheel/*.whl "$1"
+    rm -r "$work"
+}
+
+lt_install() {
+    local python torch tag wheels
+    torch=$(lt_pin torch)
+    python=$(lt_find_python)
+    if [[ ! -x $lt_venv/bin/python ]]; then
+        lt_say "$("$python" --version), environment in $lt_venv"
+        "$python" -m venv "$lt_venv"
+    fi
+    # shellcheck disable=SC1091
+    source "$lt_venv/bin/activate"
+    lt_say "log in $lt_log"
+    : >"$lt_log"
+
+    lt_run "torch $torch" python -m pip install -c "$lt_pins" \
+        ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch torchvision
+    lt_run 'build tools' python -m pip install -c "$lt_pins" \
+        -r "$lt_root/requirements/build.txt"
+
+    tag=$(python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+    wheels=$lt_cache/wheels/torch-$torch-$tag
+    local name
+    name=onedl_mmcv-$(lt_pin onedl-mmcv)-$tag-$tag-*$(uname -m).whl
+    if ! compgen -G "$wheels/$name" >/dev/null; then
+        command -v g++ >/dev/null ||
+            lt_die 'needs g++ to compile mmcv: apt install g++'
+        "$lt_venv/bin/python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+            lt_die "needs Python's headers: apt install python3-dev"
+        lt_run "compiling onedl-mmcv $(lt_pin onedl-mmcv), once; expect 10 to \
+30 minutes on 2 cores" lt_build_mmcv "$wheels"
+    fi
+    # shellcheck disable=SC2086
+    lt_run 'mmcv' python -m pip install --no-deps \
+        $(compgen -G "$wheels/$name" | head -n 1)
+    lt_run 'mmdet, mmpretrain, mmseg and the tools of tests and docs' \
+        python -m pip install -c "$lt_pins" \
+        -r "$lt_root/requirements/mminstall.txt" -r "$lt_root/requirements.txt"
+    lt_run 'lt_losses_mm from the checkout' \
+        python -m pip install --no-deps --no-build-isolation -e "$lt_root"
+    lt_run 'pip check' python -m pip check
+}
+
+# Everything that decides what is installed, and where.
+lt_state=$(cd "$lt_root" && {
+    echo "$lt_root $lt_venv ${TORCH_INDEX_URL:-}"
+    cat requirements.txt requirements/*.txt lt_losses_mm/version.py \
+        tools/setup_env.sh
+} | sha256sum)
+if [[ $(cat "$lt_venv/.lt_losses_mm" 2>/dev/null) != "$lt_state" ]]; then
+    lt_install
+    echo "$lt_state" >"$lt_venv/.lt_losses_mm"
+else
+    lt_say "up to date: $lt_venv"
+fi
+# shellcheck disable=SC1091
+source "$lt_venv/bin/activate"
+# The ops of this mmcv are compiled for the CPU: on a GPU, NMS would fail.
+export CUDA_VISIBLE_DEVICES=''
