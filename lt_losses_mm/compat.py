@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Repairs of third-party packages that our users' runs depend on."""
+
 from __future__ import annotations
 
 import inspect
@@ -7,6 +8,7 @@ import re
 import sys
 import types
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +31,7 @@ def patch_lvis() -> bool:
         bool: Whether ``lvis.eval`` was changed by this call. ``False`` when
         it is not imported, is free of ``np.float``, or NumPy still has it.
     """
-    module = sys.modules.get('lvis.eval')
+    module: Any = sys.modules.get('lvis.eval')
     if module is None:
         return False
     with warnings.catch_warnings():

@@ -23,7 +23,7 @@ def install() -> None:
     """Connect the package to MMEngine; calling it again changes nothing."""
     MODULE2PACKAGE['mmseg'] = 'mmseg'
     MODULE2PACKAGE['lt_losses_mm'] = 'lt_losses_mm'
-    if not hasattr(Runner.register_hooks, '__wrapped__'):
+    if not hasattr(Runner.register_hooks, '_adds_prior_hook'):
         Runner.register_hooks = _with_prior_hook(Runner.register_hooks)
 
 
@@ -36,4 +36,5 @@ def _with_prior_hook(register_hooks):
         if not any(isinstance(hook, ClassPriorHook) for hook in self.hooks):
             self.register_hook(ClassPriorHook())
 
+    wrapper._adds_prior_hook = True
     return wrapper

@@ -35,8 +35,12 @@ lt_run() {
     shift
     lt_say "$what ..."
     printf '\n=== %s: %s\n' "$what" "$*" >>"$lt_log"
-    "$@" >>"$lt_log" 2>&1 &
+    # In a process group of its own, or Ctrl-C would leave compilers running.
+    set -m
+    "$@" >>"$lt_log" 2>&1 </dev/null &
     local job=$!
+    set +m
+    trap 'kill -- "-$job"; lt_die interrupted' INT TERM
     while kill -0 "$job" 2>/dev/null; do
         sleep 1
         if ((SECONDS >= next)); then
@@ -51,6 +55,7 @@ lt_run() {
         tail -n 40 "$lt_log" >&2
         lt_die "failed: $what. The whole log is $lt_log"
     fi
+    trap - INT TERM
     lt_say "  done in $((SECONDS - begin)) s"
 }
 
@@ -114,8 +119,8 @@ lt_install() {
         "$lt_venv/bin/python" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
             lt_die "needs Python's headers: apt install python3-dev"
-        lt_run "compiling onedl-mmcv $(lt_pin onedl-mmcv), once; expect 10 to \
-30 minutes on 2 cores" lt_build_mmcv "$wheels"
+        lt_run "compiling onedl-mmcv $(lt_pin onedl-mmcv), once; about 20 \
+minutes on 2 cores" lt_build_mmcv "$wheels"
     fi
     # shellcheck disable=SC2086
     lt_run 'mmcv' python -m pip install --no-deps \

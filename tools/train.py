@@ -48,7 +48,7 @@ def main() -> None:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             parser.error(
                 '--auto-scale-lr: the config has no '
                 'auto_scale_lr.base_batch_size. Add the batch size that the '

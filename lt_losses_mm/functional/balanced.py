@@ -45,7 +45,9 @@ def shifted_softmax_cross_entropy(logits: Tensor,
     """
     logits = _add_shift(logits, shift)
     if labels.is_floating_point():
-        labels = labels.to(logits.dtype)
+        # PyTorch refuses soft labels together with an ignore_index >= 0.
+        return F.cross_entropy(
+            logits, labels.to(logits.dtype), reduction='none')
     return F.cross_entropy(
         logits, labels, reduction='none', ignore_index=ignore_index)
 

@@ -2,69 +2,75 @@
 """Fills class counts that a config leaves to the training data."""
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Any, Iterator
 
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS
 from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader
 
 from ..compat import patch_lvis
 from ..losses import LongTailLoss
-from ..priors import ClassCounts, count_dataset, rebalanced_by
+from ..metrics.base import FrequencyMetric
+from ..priors import (ClassCounts, count_dataset, expected_draws,
+                      rebalanced_by)
 from ..registry import HOOKS
 
 
 def counts_of_training_data(runner: Runner,
-                            unit: str | None = None) -> ClassCounts:
-    """Expected class counts of one epoch of the runner's training data.
+                            unit: str | None = None,
+                            as_drawn: bool = True) -> ClassCounts:
+    """Class counts of the runner's training data.
 
     Args:
-        runner (Runner): Its ``train_dataloader`` may be built or a config; of
-            a config only the data set is built.
+        runner (Runner): Its ``train_dataloader`` may be built or a config.
         unit (str, optional): ``'image'``, ``'instance'`` or ``'pixel'``.
+        as_drawn (bool): Whether to count what the model sees in an epoch
+            (priors), or each sample once (groups by training frequency).
 
     Raises:
-        RuntimeError: The config has no ``train_dataloader``.
+        RuntimeError: There is no training data to count.
     """
     loader = _train_dataloader(runner)
-    if loader is None:
-        raise RuntimeError(
-            "class_counts='auto' needs the training data, but this config "
-            'has no train_dataloader. Give class_counts as a list, a file or '
-            'the name of a benchmark, or load a checkpoint that was trained '
-            'with a loss of this package.')
-    if not isinstance(loader, dict):
-        return count_dataset(loader.dataset, sampler=_sampler(loader),
-                             unit=unit)
-    dataset = DATASETS.build(loader['dataset'])
-    if hasattr(dataset, 'full_init'):
-        dataset.full_init()
-    return count_dataset(dataset, unit=unit)
+    if as_drawn:
+        return count_dataset(
+            loader.dataset, sampler=_sampler(loader), unit=unit)
+    inner = {id(leaf): leaf for leaf, _ in expected_draws(loader.dataset)}
+    return count_dataset(ConcatDataset(list(inner.values())), unit=unit)
 
 
-def _train_dataloader(runner: Runner):
-    # Runner.train_dataloader builds what it returns; a test needs no loader.
+def _train_dataloader(runner: Runner) -> DataLoader:
+    # Runner.train_dataloader builds the whole train loop.
     loop = runner._train_loop
     if loop is not None and not isinstance(loop, dict):
         return loop.dataloader
-    return runner._train_dataloader
+    loader = runner._train_dataloader
+    fix = ('Give class_counts as a list, a file or the name of a benchmark.')
+    if loader is None:
+        raise RuntimeError("class_counts='auto' needs the training data, but "
+                           f'this config has no train_dataloader. {fix}')
+    try:
+        return runner.build_dataloader(loader)
+    except OSError as error:
+        raise RuntimeError("class_counts='auto' needs the training data, "
+                           f'which cannot be read ({error}). {fix}') from error
 
 
-def _sampler(loader):
+def _sampler(loader: DataLoader) -> Any:
     # A batch sampler (by aspect ratio, say) wraps the sampler that draws.
     return getattr(loader.batch_sampler, 'sampler', loader.sampler)
 
 
 @HOOKS.register_module()
 class ClassPriorHook(Hook):
-    """Fills ``class_counts='auto'`` of losses and metrics before training.
+    """Fills ``class_counts='auto'`` of losses and metrics.
 
     Importing the package adds it to every ``Runner``; a config need not name
     it. Before training it counts the data set as the model will see it
     (:func:`~lt_losses_mm.priors.count_dataset`) and warns once where a loss
     with fixed counts meets data that a sampler already balances. In runs that
-    only test, losses have their counts from the checkpoint, and metrics take
-    them from there or from the config's training data.
+    only test, losses have their counts from the checkpoint. Metrics, whose
+    groups are those of the data set itself, always count it.
     """
 
     # Before EMAHook (NORMAL) copies the model, so that both copies have
@@ -77,34 +83,32 @@ class ClassPriorHook(Hook):
         self._counts: dict[str | None, ClassCounts] = {}
         if _is_training(runner):
             self._fill_losses(runner)
+            _check_heads(runner)
             self._warn_of_double_correction(runner)
-            self._fill_metrics(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Fill again: a checkpoint may have brought another data set's."""
         self._fill_losses(runner)
+        self._fill_metrics(runner, runner._val_loop)
 
     def before_val(self, runner: Runner) -> None:
-        self._fill_metrics(runner)
+        self._fill_metrics(runner, runner._val_loop)
 
     def before_test(self, runner: Runner) -> None:
-        self._fill_metrics(runner)
-
-    def _count(self, runner: Runner, unit: str | None) -> ClassCounts:
-        if unit not in self._counts:
-            self._counts[unit] = counts_of_training_data(runner, unit)
-        return self._counts[unit]
+        self._fill_metrics(runner, runner._test_loop)
 
     def _fill_losses(self, runner: Runner) -> None:
         for name, loss in _losses(runner):
             if not loss.auto_counts:
                 continue
-            counts = self._count(runner, loss.count_unit)
-            before = loss.class_counts
+            unit = loss.count_unit
+            if unit not in self._counts:
+                self._counts[unit] = counts_of_training_data(runner, unit)
+            counts, before = self._counts[unit], loss.class_counts
             loss.set_class_counts(counts)
             if before.numel() == 0:
                 runner.logger.info(
-                    f'{name}: class_counts="auto" filled from {counts.source} '
+                    f"{name}: class_counts='auto' filled from {counts.source} "
                     f'({counts.num_classes} classes, unit {counts.unit}, '
                     f'{counts.counts.min():g} to {counts.counts.max():g})')
             elif not before.equal(loss.class_counts):
@@ -113,11 +117,13 @@ class ClassPriorHook(Hook):
                     'those of the training data')
 
     def _warn_of_double_correction(self, runner: Runner) -> None:
-        fixed = [name for name, loss in _losses(runner)
-                 if not loss.auto_counts and loss.tau > 0]
+        fixed = [
+            name for name, loss in _losses(runner)
+            if not loss.auto_counts and loss.tau > 0
+        ]
         if not fixed:
             return
-        loader = runner.train_dataloader
+        loader = _train_dataloader(runner)
         balancing = rebalanced_by(loader.dataset, _sampler(loader))
         if balancing is not None:
             runner.logger.warning(
@@ -126,13 +132,15 @@ class ClassPriorHook(Hook):
                 "are fixed. Use class_counts='auto', which counts what the "
                 'model sees, or sample without balancing.')
 
-    def _fill_metrics(self, runner: Runner) -> None:
-        for metric in _metrics(runner):
-            if getattr(metric, 'class_counts', None) != 'auto':
-                continue
-            unit = getattr(metric, 'count_unit', None)
-            metric.set_class_counts(
-                _counts_in_model(runner, unit) or self._count(runner, unit))
+    def _fill_metrics(self, runner: Runner, loop: Any) -> None:
+        if loop is None or isinstance(loop, dict):
+            return
+        for metric in loop.evaluator.metrics:
+            if isinstance(metric, FrequencyMetric) and isinstance(
+                    metric.class_counts, str):
+                metric.set_class_counts(
+                    counts_of_training_data(
+                        runner, metric.count_unit, as_drawn=False))
 
 
 def _is_training(runner: Runner) -> bool:
@@ -146,18 +154,24 @@ def _losses(runner: Runner) -> Iterator[tuple[str, LongTailLoss]]:
             yield name, module
 
 
-def _metrics(runner: Runner) -> Iterator:
-    for loop in (runner._val_loop, runner._test_loop):
-        if loop is not None and not isinstance(loop, dict):
-            yield from loop.evaluator.metrics
+def _check_heads(runner: Runner) -> None:
+    """Compare the counts with the heads, which know their classes.
 
+    A softmax loss with one count too few would take the last class for
+    background, and nothing would look wrong.
 
-def _counts_in_model(runner: Runner, unit: str | None) -> ClassCounts | None:
-    for _, loss in _losses(runner):
-        if loss.class_counts.numel() and unit in (None, loss.count_unit):
-            return ClassCounts(
-                counts=loss.class_counts.double().cpu().numpy(),
-                unit=loss.count_unit or 'image',
-                names=None,
-                source='the loss in the model')
-    return None
+    Raises:
+        ValueError: A head and its loss have different numbers of classes.
+    """
+    heads = dict(runner.model.named_modules())
+    for name, loss in _losses(runner):
+        owner = name.rpartition('.')[0]
+        if isinstance(heads[owner], nn.ModuleList):
+            owner = owner.rpartition('.')[0]
+        expected = getattr(heads[owner], 'num_classes', loss.num_classes)
+        if expected != loss.num_classes:
+            raise ValueError(
+                f'{name}: class_counts of {loss.num_classes} classes, '
+                f'expected num_classes={expected} of '
+                f'{type(heads[owner]).__name__}; give one count for each '
+                'class of the data set, background left out')

@@ -25,9 +25,9 @@ class PostHocLogitAdjustmentHook(Hook):
     a model trained with plain cross-entropy predicts from
     :math:`z - \tau\log\pi`. The shift s is that of the training losses, with
     their background policy. It works on the output of the heads' ``forward``
-    during validation and test and leaves training alone, so it serves
-    mmpretrain's heads, mmdet's RoI, dense and DETR-type heads and mmseg's
-    decode heads alike.
+    (of mmseg: of the segmentor's ``encode_decode``) during validation and
+    test and leaves training alone, so it serves mmpretrain's heads, mmdet's
+    RoI, dense and DETR-type heads and mmseg's segmentors alike.
 
     Use it on models trained *without* a prior: with Balanced Softmax the
     correction is in the weights already.
@@ -74,16 +74,17 @@ class PostHocLogitAdjustmentHook(Hook):
         self._restore()
         if self._counts is None:
             self._counts = counts_of_training_data(runner, self.count_unit)
-        heads = list(classifier_heads(runner.model))
-        if not heads:
+        classifiers = list(_classifiers(runner.model))
+        if not classifiers:
             raise RuntimeError(
                 'PostHocLogitAdjustmentHook: no classification head found in '
                 f'{type(runner.model).__name__}; it knows heads with '
                 'loss_cls (mmdet), loss_module (mmpretrain) or loss_decode '
                 '(mmseg)')
-        for name, head in heads:
-            head.forward = self._adjusted(head)
-            self._undo.append(functools.partial(delattr, head, 'forward'))
+        for name, module, method in classifiers:
+            setattr(module, method,
+                    self._adjusted(module, getattr(module, method)))
+            self._undo.append(functools.partial(delattr, module, method))
             runner.logger.info(f'post-hoc logit adjustment of {name}: '
                                f'tau={self.tau}')
 
@@ -91,13 +92,13 @@ class PostHocLogitAdjustmentHook(Hook):
         while self._undo:
             self._undo.pop()()
 
-    def _adjusted(self, head: nn.Module) -> Callable:
-        forward = head.forward
+    def _adjusted(self, head: nn.Module, forward: Callable) -> Callable:
 
         @functools.wraps(forward)
         def wrapper(*args, **kwargs):
             out = forward(*args, **kwargs)
-            if isinstance(out, tuple):
+            # A head of mmpretrain gives logits alone, and may give several.
+            if isinstance(out, tuple) and not hasattr(head, 'loss_module'):
                 return (self._subtract(head, out[0]), *out[1:])
             return self._subtract(head, out)
 
@@ -109,9 +110,10 @@ class PostHocLogitAdjustmentHook(Hook):
         assert self._counts is not None
         counts = torch.as_tensor(self._counts.counts, device=logits.device)
         num_classes = counts.numel()
-        dim, columns = _class_dim(head, logits, num_classes)
+        dim, columns = _class_dim(head, logits)
         shift = (
-            sigmoid_shift(counts, self.background) if _uses_sigmoid(head) else
+            sigmoid_shift(counts, self.background)
+            if columns == num_classes and _uses_sigmoid(head) else
             softmax_shift(counts, columns, self.background))
         if shift.numel() != columns:
             raise ValueError(
@@ -126,34 +128,34 @@ class PostHocLogitAdjustmentHook(Hook):
         return logits - shift.view(-1, *([1] * (logits.dim() - dim - 1)))
 
 
-def classifier_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that own a classification loss, without proposal networks."""
+def _classifiers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Modules that classify, without proposal networks, and their method."""
     for name, module in model.named_modules():
-        owns = any(
-            isinstance(getattr(module, attr, None), nn.Module)
-            for attr in ('loss_cls', 'loss_module', 'loss_decode'))
-        if owns and 'rpn' not in name.rsplit('.', 1)[-1]:
-            yield name, module
+        if hasattr(module, 'encode_decode'):
+            # The heads of a segmentor may feed each other (OCRNet,
+            # PointRend), so that only what it returns may be adjusted.
+            head = module.decode_head
+            head = head[-1] if isinstance(head, nn.ModuleList) else head
+            if hasattr(head, 'loss_decode'):
+                yield name or type(module).__name__, module, 'encode_decode'
+        elif 'rpn' not in name and any(
+                isinstance(getattr(module, attr, None), nn.Module)
+                for attr in ('loss_cls', 'loss_module')):
+            yield name, module, 'forward'
 
 
 def _uses_sigmoid(head: nn.Module) -> bool:
-    if hasattr(head, 'use_sigmoid_cls'):
-        return head.use_sigmoid_cls
-    loss = getattr(head, 'loss_cls', None)
-    in_roi_head = hasattr(head, 'fc_cls')
-    # BBoxHead applies a softmax whatever the loss, unless the loss has its
-    # own activation.
-    if in_roi_head and not getattr(loss, 'custom_activation', False):
-        return False
+    # BBoxHead has C + 1 columns and a softmax over them whatever
+    # loss.use_sigmoid says, so this is asked of C columns only.
+    loss = getattr(head, 'loss_cls', getattr(head, 'loss_module', None))
     return bool(getattr(loss, 'use_sigmoid', False))
 
 
-def _class_dim(head: nn.Module, logits: Tensor,
-               num_classes: int) -> tuple[int, int]:
-    """Dimension of the classes and number K of columns a class set has."""
-    if logits.dim() == 2 or hasattr(head, 'loss_decode'):
+def _class_dim(head: nn.Module, logits: Tensor) -> tuple[int, int]:
+    """Dimension of the classes, and number of columns of one set of them."""
+    if hasattr(head, 'prior_generator'):
+        # Dense heads: maps (N, A * K, H, W)
+        return 1, head.cls_out_channels
+    if hasattr(head, 'encode_decode'):
         return 1, logits.size(1)
-    columns = getattr(head, 'cls_out_channels', num_classes)
-    if logits.size(-1) == columns and not hasattr(head, 'num_anchors'):
-        return logits.dim() - 1, columns
-    return 1, columns
+    return logits.dim() - 1, logits.size(-1)

@@ -155,7 +155,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 num_classes=self._expected_classes,
                 unit=self.count_unit)
         self._check_num_classes(class_counts.num_classes, 'class_counts')
-        self.class_counts = torch.as_tensor(
+        self.class_counts = torch.tensor(
             class_counts.counts,
             dtype=torch.float32,
             device=self.class_counts.device)
@@ -172,15 +172,22 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                               **kwargs) -> None:
         key = prefix + 'class_counts'
         loaded = state_dict.get(key)
-        if loaded is not None and loaded.numel():
-            if not self.auto_counts:
+        if loaded is not None:
+            known = getattr(self, 'num_classes', loaded.numel())
+            if not self.auto_counts or not loaded.numel():
                 # What the config states wins over the checkpoint's data set.
                 state_dict[key] = self.class_counts
-            else:
-                self._check_num_classes(loaded.numel(), 'the checkpoint')
+            elif loaded.numel() == known:
                 self.class_counts = self.class_counts.new_zeros(loaded.shape)
-        elif loaded is not None:
-            state_dict[key] = self.class_counts
+            else:
+                # An error of strict loading; a warning where a model is
+                # fine-tuned for other classes, as for the classifier itself.
+                state_dict[key] = self.class_counts
+                error_msgs = args[-1]
+                error_msgs.append(
+                    self._say('num_classes', known,
+                              f'{loaded.numel()}, as {key} of the checkpoint '
+                              'says', 'test with the classes of training'))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> LongTailLoss:
@@ -294,17 +301,25 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 'call set_class_counts(...), or give class_counts as a list, '
                 'a file or the name of a benchmark.')
         num_classes, columns = self.num_classes, logits.size(1)
-        if columns not in self.columns(num_classes):
+        # Maps have no background column: one too many is a wrong count.
+        if columns not in self.columns(num_classes) or (
+                logits.dim() > 2 and columns != num_classes):
             raise ValueError(
                 self._say('num_classes', num_classes,
                           self._expected_columns(num_classes, columns)))
+        if self._class_weight is not None and \
+                self._class_weight.numel() != columns:
+            raise ValueError(
+                self._say('class_weight', self._class_weight.tolist(),
+                          f'{columns} values, one a logit column'))
+        if labels.shape == logits.shape:
+            # mmpretrain's preprocessor makes one-hot labels of integers.
+            return labels if labels.is_floating_point() else labels.float()
         if labels.is_floating_point():
-            if labels.shape != logits.shape:
-                raise ValueError(
-                    f'{type(self).__name__}: soft labels of shape '
-                    f'{tuple(labels.shape)} do not match the logits '
-                    f'{tuple(logits.shape)}; index labels must be integers')
-            return labels
+            raise ValueError(
+                f'{type(self).__name__}: soft labels of shape '
+                f'{tuple(labels.shape)} do not match the logits '
+                f'{tuple(logits.shape)}; index labels must be integers')
         if labels.shape != logits.shape[:1] + logits.shape[2:]:
             raise ValueError(
                 f'{type(self).__name__}: labels of shape '

@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """What the metrics with frequency groups share."""
+
 from __future__ import annotations
 
 from abc import abstractmethod
@@ -27,11 +28,13 @@ class FrequencyMetric(BaseMetric):
         prefix: Prefix of the metric names.
     """
 
-    def __init__(self,
-                 class_counts: Any = 'auto',
-                 count_unit: str | None = None,
-                 collect_device: str = 'cpu',
-                 prefix: str | None = None) -> None:
+    def __init__(
+        self,
+        class_counts: Any = 'auto',
+        count_unit: str | None = None,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.count_unit = count_unit
         self.class_counts: ClassCounts | str | None = None
@@ -55,11 +58,13 @@ class FrequencyMetric(BaseMetric):
         self._groups = self.groups(class_counts.counts)
         if isinstance(self.class_counts, str):
             sizes = ', '.join(
-                f'{name} {len(group)}' for name, group in self._groups.items())
+                f'{name} {len(group)}' for name, group in self._groups.items()
+            )
             print_log(
                 f'{type(self).__name__}: {sizes} classes ({class_counts.unit} '
                 f'counts, {class_counts.source})',
-                logger='current')
+                logger='current',
+            )
         self.class_counts = class_counts
 
     def check_class_counts(self, num_classes: int) -> None:
@@ -83,7 +88,8 @@ class FrequencyMetric(BaseMetric):
                 'before the evaluation. Run through tools/train.py or '
                 'tools/test.py (or import lt_losses_mm before the Runner is '
                 'built), give class_counts= a list, a file or a benchmark '
-                'name, or class_counts=None for no groups.')
+                'name, or class_counts=None for no groups.'
+            )
         load_class_counts(self.class_counts, num_classes=num_classes)
 
     @abstractmethod

@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Mean IoU of semantic segmentation, by class frequency."""
+
 from __future__ import annotations
 
 from typing import Any, Sequence
@@ -9,7 +10,6 @@ import torch
 
 from ..priors import frequency_groups
 from ..registry import METRICS
-
 from .base import FrequencyMetric
 
 
@@ -56,22 +56,28 @@ class FrequencyGroupIoU(FrequencyMetric):
         >>> metric.process({}, [dict(
         ...     gt_sem_seg=dict(data=torch.tensor([[[0, 0, 1, 2, 255]]])),
         ...     pred_sem_seg=dict(data=torch.tensor([[[0, 0, 1, 1, 2]]])))])
-        >>> result = metric.evaluate(size=1)
-        >>> {k: round(v, 1) for k, v in result.items()}
-        {'iou/mIoU': 50.0, 'iou/mAcc': 66.7, 'iou/aAcc': 75.0, \
-'iou/head': 100.0, 'iou/body': 50.0, 'iou/tail': 0.0}
+        >>> for name, value in metric.evaluate(size=1).items():
+        ...     print(f'{name} {value:.1f}')
+        iou/mIoU 50.0
+        iou/mAcc 66.7
+        iou/aAcc 75.0
+        iou/head 100.0
+        iou/body 50.0
+        iou/tail 0.0
     """
 
     default_prefix = 'iou'
 
-    def __init__(self,
-                 class_counts: Any = 'auto',
-                 count_unit: str | None = None,
-                 thresholds: tuple[float, float] | None = None,
-                 background: int | None = None,
-                 ignore_index: int = 255,
-                 collect_device: str = 'cpu',
-                 prefix: str | None = None) -> None:
+    def __init__(
+        self,
+        class_counts: Any = 'auto',
+        count_unit: str | None = None,
+        thresholds: tuple[float, float] | None = None,
+        background: int | None = None,
+        ignore_index: int = 255,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ) -> None:
         self.thresholds = thresholds
         self.background = background
         self.ignore_index = ignore_index
@@ -79,7 +85,8 @@ class FrequencyGroupIoU(FrequencyMetric):
             class_counts=class_counts,
             count_unit=count_unit,
             collect_device=collect_device,
-            prefix=prefix)
+            prefix=prefix,
+        )
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Count the pixels of each image by class.
@@ -103,7 +110,8 @@ class FrequencyGroupIoU(FrequencyMetric):
                 raise ValueError(
                     f'FrequencyGroupIoU: pred_sem_seg {tuple(pred.shape)} and '
                     f'gt_sem_seg {tuple(label.shape)} differ in shape. Load '
-                    'the annotations after Resize in the test pipeline.')
+                    'the annotations after Resize in the test pipeline.'
+                )
             kept = label != self.ignore_index
             pred, label = pred[kept].long(), label[kept].long()
             self._check_values(label, num_classes, 'gt_sem_seg')
@@ -111,35 +119,40 @@ class FrequencyGroupIoU(FrequencyMetric):
             # One row of counts per image, never a sum over images: the rows
             # of padding images of a distributed sampler are dropped later.
             self.results.append(
-                np.stack([
-                    torch.bincount(x, minlength=num_classes).cpu().numpy()
-                    for x in (label[label == pred], pred, label)
-                ]))
+                np.stack(
+                    [
+                        torch.bincount(x, minlength=num_classes).cpu().numpy()
+                        for x in (label[label == pred], pred, label)
+                    ]
+                )
+            )
 
-    def _check_values(self, mask: torch.Tensor, num_classes: int,
-                      key: str) -> None:
-        if mask.numel() and not (0 <= mask.min()
-                                 and mask.max() < num_classes):
+    def _check_values(
+        self, mask: torch.Tensor, num_classes: int, key: str
+    ) -> None:
+        if mask.numel() and not (0 <= mask.min() and mask.max() < num_classes):
             raise ValueError(
                 f'FrequencyGroupIoU: {key} holds values {int(mask.min())}..'
                 f'{int(mask.max())}, but the data set has {num_classes} '
                 f'classes and ignore_index={self.ignore_index}. Check '
-                'num_classes, reduce_zero_label and ignore_index.')
+                'num_classes, reduce_zero_label and ignore_index.'
+            )
 
     def groups(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         """See :meth:`FrequencyMetric.groups`."""
-        if not (self.background is None
-                or 0 <= self.background < len(counts)):
+        if not (self.background is None or 0 <= self.background < len(counts)):
             raise ValueError(
                 f'FrequencyGroupIoU: background={self.background} is no '
                 f'index of the {len(counts)} classes that class_counts '
-                'holds. Give the label of the background class, or None.')
+                'holds. Give the label of the background class, or None.'
+            )
         if self.thresholds is None:
             order = np.argsort(-counts, kind='stable')
             parts = np.array_split(order[order != self.background], 3)
         else:
             shot = frequency_groups(
-                counts, kind='shot', thresholds=self.thresholds)
+                counts, kind='shot', thresholds=self.thresholds
+            )
             parts = [
                 shot[name][shot[name] != self.background]
                 for name in ('many', 'medium', 'few')

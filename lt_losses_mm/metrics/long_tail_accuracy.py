@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Accuracy of single-label classification, by class frequency."""
+
 from __future__ import annotations
 
 from typing import Any, Sequence
@@ -8,13 +9,12 @@ import numpy as np
 
 from ..priors import frequency_groups
 from ..registry import METRICS
-
 from .base import FrequencyMetric
 
 
-def expected_calibration_error(confidence: np.ndarray,
-                               correct: np.ndarray,
-                               bins: int = 15) -> float:
+def expected_calibration_error(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = 15
+) -> float:
     r"""Expected calibration error (ECE).
 
     .. math::
@@ -42,7 +42,8 @@ def expected_calibration_error(confidence: np.ndarray,
     """
     index = np.ceil(confidence * bins).astype(int) - 1
     gap = np.bincount(
-        index.clip(0, bins - 1), weights=correct - confidence, minlength=bins)
+        index.clip(0, bins - 1), weights=correct - confidence, minlength=bins
+    )
     return float(np.abs(gap).sum() / len(confidence))
 
 
@@ -89,27 +90,35 @@ class LongTailAccuracy(FrequencyMetric):
         ...     metric.process({}, [dict(
         ...         gt_label=torch.tensor([label]),
         ...         pred_score=torch.tensor(score))])
-        >>> result = metric.evaluate(size=3)
-        >>> {k: round(v, 1) for k, v in result.items()}
-        {'accuracy/all': 66.7, 'accuracy/class_mean': 66.7, \
-'accuracy/many': 100.0, 'accuracy/medium': 100.0, 'accuracy/few': 0.0, \
-'accuracy/ece': 36.7}
+        >>> for name, value in metric.evaluate(size=3).items():
+        ...     print(f'{name} {value:.1f}')
+        accuracy/all 66.7
+        accuracy/class_mean 66.7
+        accuracy/many 100.0
+        accuracy/medium 100.0
+        accuracy/few 0.0
+        accuracy/ece 36.7
     """
 
     default_prefix = 'accuracy'
 
-    def __init__(self,
-                 class_counts: Any = 'auto',
-                 thresholds: tuple[float, float] = (20, 100),
-                 ece_bins: int | None = 15,
-                 per_class: bool = False,
-                 collect_device: str = 'cpu',
-                 prefix: str | None = None) -> None:
-        if ece_bins is not None and not (isinstance(ece_bins, int)
-                                         and ece_bins > 0):
-            raise ValueError('LongTailAccuracy: ece_bins must be a positive '
-                             'int, or None to leave the calibration error '
-                             f'out, but got {ece_bins!r}.')
+    def __init__(
+        self,
+        class_counts: Any = 'auto',
+        thresholds: tuple[float, float] = (20, 100),
+        ece_bins: int | None = 15,
+        per_class: bool = False,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ) -> None:
+        if ece_bins is not None and not (
+            isinstance(ece_bins, int) and ece_bins > 0
+        ):
+            raise ValueError(
+                'LongTailAccuracy: ece_bins must be a positive '
+                'int, or None to leave the calibration error '
+                f'out, but got {ece_bins!r}.'
+            )
         self.thresholds = thresholds
         self.ece_bins = ece_bins
         self.per_class = per_class
@@ -117,7 +126,8 @@ class LongTailAccuracy(FrequencyMetric):
             class_counts=class_counts,
             count_unit='image',
             collect_device=collect_device,
-            prefix=prefix)
+            prefix=prefix,
+        )
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keep label, prediction and confidence of each sample.
@@ -141,28 +151,33 @@ class LongTailAccuracy(FrequencyMetric):
                     'LongTailAccuracy is for single-label classification, '
                     f'but a sample has {label.numel()} labels (gt_label='
                     f"{label.tolist()}). Use mmpretrain's MultiLabelMetric "
-                    'or AveragePrecision for multi-label data.')
+                    'or AveragePrecision for multi-label data.'
+                )
             label, num_classes = int(label), score.numel()
             self.check_class_counts(num_classes)
             if not 0 <= label < num_classes:
                 raise ValueError(
                     f'LongTailAccuracy: gt_label {label} is outside 0..'
                     f'{num_classes - 1}, the classes that the model scores. '
-                    'Check num_classes of the head and the annotations.')
+                    'Check num_classes of the head and the annotations.'
+                )
             low, high = float(score.min()), float(score.max())
             if self.ece_bins and not (low >= 0 and high <= 1 + 1e-4):
                 raise ValueError(
                     'LongTailAccuracy: the calibration error needs '
                     f'probabilities, but pred_score spans {low} to {high}. '
                     'Let the head return probabilities, or set '
-                    'ece_bins=None.')
+                    'ece_bins=None.'
+                )
             self.results.append(
-                (label, int(score.argmax()), high, num_classes))
+                (label, int(score.argmax()), high, num_classes)
+            )
 
     def groups(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         """See :meth:`FrequencyMetric.groups`."""
         return frequency_groups(
-            counts, kind='shot', thresholds=self.thresholds)
+            counts, kind='shot', thresholds=self.thresholds
+        )
 
     def compute_metrics(self, results: list) -> dict[str, Any]:
         """Compute the metrics over all samples.
@@ -188,7 +203,8 @@ class LongTailAccuracy(FrequencyMetric):
         }
         if self.ece_bins:
             metrics['ece'] = 100 * expected_calibration_error(
-                confidence, correct, self.ece_bins)
+                confidence, correct, self.ece_bins
+            )
         if self.per_class:
             metrics['per_class'] = accuracy.tolist()
         return metrics

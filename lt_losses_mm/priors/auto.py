@@ -151,7 +151,9 @@ def _form(leaf: Any, sample: int) -> str:
         for key in _TASK_OF_FORM:
             if key in keys:
                 return key
-    if hasattr(leaf, 'get_cat_ids'):
+    # mmengine's base class has the method, too: it raises.
+    if getattr(type(leaf), 'get_cat_ids',
+               BaseDataset.get_cat_ids) is not BaseDataset.get_cat_ids:
         return 'get_cat_ids'
     raise fault(
         'class_counts', 'auto',

@@ -241,16 +241,16 @@ def _as_vector(values: Any, source: str) -> np.ndarray:
     if hasattr(values, 'detach'):
         # NumPy has no bfloat16 and cannot read device memory.
         values = values.detach().cpu().double().numpy()
+    label = source if source != 'list' else values
     try:
         counts = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise fault('class_counts', values, _SOURCES,
+        raise fault('class_counts', label, _SOURCES,
                     f'give plain numbers ({error})') from error
     if counts.ndim != 1 or counts.size == 0:
-        raise fault('class_counts', values,
+        raise fault('class_counts', label,
                     f'a vector with one number per class, got shape '
                     f'{counts.shape}', 'give one number per class')
-    label = source if source != 'list' else values
     for bad, what in ((~np.isfinite(counts), 'finite numbers'),
                       (counts < 0, 'numbers >= 0')):
         if bad.any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import sys
 import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +71,8 @@ def pixel_table(dataset: Any,
 
     print_log(f'Counting the pixels of {len(index)} masks once'
               f'{f", then kept in {cache}" if cache else ""}', 'current')
-    bar = ProgressBar(len(index)) if progress else None
+    # Its default is the stdout of the time when mmengine was imported.
+    bar = ProgressBar(len(index), file=sys.stdout) if progress else None
     table = np.zeros((len(index), num_classes), dtype=np.uint32)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for row, pixels in enumerate(pool.map(count, index)):

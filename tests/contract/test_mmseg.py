@@ -1,0 +1,254 @@
+"""Through mmseg's decode and auxiliary heads."""
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.structures import PixelData
+from torch.testing import assert_close
+
+pytest.importorskip('mmseg')
+from mmseg.registry import MODELS  # noqa: E402
+from mmseg.structures import SegDataSample  # noqa: E402
+
+C = 5
+BN = dict(type='BN')
+HEADS = dict(
+    fcn=dict(
+        type='FCNHead', in_channels=4, channels=4, num_convs=1,
+        concat_input=False),
+    aux=dict(
+        type='FCNHead', in_channels=[2, 4], in_index=[0, 1], channels=6,
+        num_convs=1, input_transform='resize_concat', concat_input=False),
+    segformer=dict(
+        type='SegformerHead', in_channels=[2, 4], in_index=[0, 1],
+        channels=4),
+    uper=dict(
+        type='UPerHead', in_channels=[2, 4], in_index=[0, 1], channels=4,
+        pool_scales=(1, 2)),
+    psp=dict(type='PSPHead', in_channels=4, channels=4, pool_scales=(1, 2)),
+)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def head_of(kind, loss, **kwargs):
+    return MODELS.build(
+        ConfigDict(
+            HEADS[kind],
+            num_classes=C,
+            norm_cfg=BN,
+            dropout_ratio=0.,
+            loss_decode=loss,
+            **kwargs))
+
+
+def features(kind):
+    maps = [torch.randn(2, 2, 8, 8), torch.randn(2, 4, 4, 4)]
+    return maps if isinstance(HEADS[kind]['in_channels'], list) else maps[1:]
+
+
+def samples(ignored=()):
+    """Labels of 16 x 16, four times the features; image 0 may be empty."""
+    out = []
+    for i in range(2):
+        label = torch.randint(0, C, (1, 16, 16))
+        label[0, :3] = 255
+        if i in ignored:
+            label.fill_(255)
+        sample = SegDataSample(
+            metainfo=dict(img_shape=(16, 16), ori_shape=(16, 16)))
+        sample.gt_sem_seg = PixelData(data=label)
+        out.append(sample)
+    return out
+
+
+def stack(data):
+    return torch.stack([s.gt_sem_seg.data[0] for s in data])
+
+
+def with_index(kind):
+    return dict(in_index=0) if kind in ('fcn', 'psp') else {}
+
+
+@pytest.mark.parametrize('ignored', [(), (0, ), (0, 1)], ids=str)
+@pytest.mark.parametrize('kind', HEADS)
+def test_loss_and_predict(loss_type, cfg, build, kind, ignored):
+    head = head_of(kind, cfg(loss_type), **with_index(kind))
+    maps, data = features(kind), samples(ignored)
+    losses = head.loss(maps, data, None)
+    name = build(loss_type).loss_name
+    # mmseg trains on what is called loss_..., and on nothing else.
+    assert name.startswith('loss_') and set(losses) == {name, 'acc_seg'}
+    losses[name].backward()
+    grad = head.conv_seg.weight.grad
+    assert grad.isfinite().all() and grad.any() == (len(ignored) < 2)
+    assert (losses[name] > 0) == (len(ignored) < 2)
+    out = head.predict(maps, [s.metainfo for s in data],
+                       ConfigDict(mode='whole'))
+    assert out.shape == (2, C, 16, 16)
+
+
+@pytest.mark.parametrize('avg_non_ignore', [False, True])
+def test_tau_zero_is_mmsegs_own_loss(softmax_type, cfg, avg_non_ignore):
+    ours = head_of(
+        'fcn',
+        cfg(softmax_type, tau=0, avg_non_ignore=avg_non_ignore),
+        in_index=0)
+    theirs = head_of(
+        'fcn',
+        dict(type='CrossEntropyLoss', avg_non_ignore=avg_non_ignore),
+        in_index=0)
+    logits, data = torch.randn(2, C, 16, 16), samples()
+    a, b = (h.loss_by_feat(logits, data) for h in (ours, theirs))
+    assert_close(a[ours.loss_decode.loss_name], b['loss_ce'])
+
+
+def test_prediction_never_contains_the_prior(loss_type, cfg, counts):
+    maps, scores = features('fcn'), []
+    for tau, class_counts in ((0, counts), (2., counts), (1., [1.] * C)):
+        torch.manual_seed(0)
+        head = head_of(
+            'fcn',
+            cfg(loss_type, tau=tau, class_counts=class_counts),
+            in_index=0).eval()
+        scores.append(
+            head.predict(maps, [dict(img_shape=(16, 16))] * 2,
+                         ConfigDict(mode='whole')))
+    assert_close(scores[1], scores[0], rtol=0, atol=0)
+    assert_close(scores[2], scores[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('thresh', [None, .7])
+def test_ohem_sampler(loss_type, cfg, build, thresh):
+    """Without a threshold the sampler asks the loss which pixels are hard."""
+    head = head_of(
+        'fcn',
+        cfg(loss_type),
+        in_index=0,
+        sampler=dict(type='OHEMPixelSampler', thresh=thresh, min_kept=20))
+    logits = torch.randn(2, C, 16, 16, requires_grad=True)
+    data = samples()
+    losses = head.loss_by_feat(logits, data)
+    name = head.loss_decode.loss_name
+    losses[name].backward()
+    chosen = logits.grad.abs().sum(1) > 0
+    assert chosen.any()
+    assert (stack(data)[chosen] != 255).all()
+    if thresh is None:
+        rows = build(loss_type)(
+            logits.detach(), stack(data), reduction_override='none')
+        assert chosen.sum() == 40
+        assert_close(rows[chosen].sort().values,
+                     rows.flatten().topk(40).values.sort().values)
+
+
+def test_two_losses_and_two_names(loss_type, cfg):
+    alone = head_of('fcn', cfg(loss_type), in_index=0)
+    both = head_of(
+        'fcn', [
+            cfg(loss_type, loss_name='loss_a', loss_weight=.5),
+            cfg(loss_type, loss_name='loss_b'),
+            cfg(loss_type, loss_name='loss_b'),
+            dict(type='DiceLoss')
+        ],
+        in_index=0)
+    logits, data = torch.randn(2, C, 16, 16), samples()
+    one = alone.loss_by_feat(logits, data)[alone.loss_decode.loss_name]
+    several = both.loss_by_feat(logits, data)
+    assert_close(several['loss_a'], .5 * one)
+    # Equal names add up.
+    assert_close(several['loss_b'], 2 * one)
+
+
+def test_pixel_weight(loss_type, build):
+    logits, labels = torch.randn(2, C, 16, 16), stack(samples())
+    loss = build(loss_type)
+    weight = torch.zeros(2, 16, 16)
+    weight[0, 8] = 1
+    none = loss(logits, labels, ignore_index=255, reduction_override='none')
+    assert_close(
+        loss(logits, labels, weight, ignore_index=255),
+        none[0, 8].sum() / (labels != 255).sum())
+
+
+def test_point_head(loss_type, cfg):
+    head = MODELS.build(
+        ConfigDict(
+            type='PointHead',
+            in_channels=[4],
+            in_index=[0],
+            channels=4,
+            num_fcs=1,
+            num_classes=C,
+            coarse_pred_each_layer=True,
+            loss_decode=cfg(loss_type)))
+    train_cfg = ConfigDict(
+        num_points=20, oversample_ratio=3, importance_sample_ratio=.75)
+    maps = [torch.randn(2, 4, 4, 4)]
+    previous = torch.randn(2, C, 4, 4)
+    losses = head.loss(maps, previous, samples((0, )), train_cfg)
+    loss = losses['point' + head.loss_decode.loss_name]
+    loss.backward()
+    assert head.fc_seg.weight.grad.isfinite().all()
+    assert head.fc_seg.weight.grad.any()
+
+
+def test_ddr_head(loss_type, cfg):
+    """Calls its first two losses without an ignore_index."""
+    head = MODELS.build(
+        dict(
+            type='DDRHead',
+            in_channels=4,
+            channels=4,
+            num_classes=C,
+            norm_cfg=BN,
+            loss_decode=[cfg(loss_type)] * 2))
+    outs = head((torch.randn(2, 2, 4, 4), torch.randn(2, 4, 4, 4)))
+    losses = head.loss_by_feat(outs, samples((0, )))
+    sum(v for k, v in losses.items() if 'loss' in k).backward()
+    grads = [p.grad for p in head.parameters() if p.grad is not None]
+    assert grads and all(g.isfinite().all() for g in grads)
+
+
+def test_pid_head(loss_type, cfg):
+    head = MODELS.build(
+        dict(
+            type='PIDHead',
+            in_channels=4,
+            channels=4,
+            num_classes=C,
+            norm_cfg=BN,
+            loss_decode=[
+                cfg(loss_type),
+                cfg(loss_type),
+                dict(type='BoundaryLoss'),
+                cfg(loss_type)
+            ]))
+    outs = head((torch.randn(2, 2, 4, 4), torch.randn(2, 4, 4, 4),
+                 torch.randn(2, 2, 4, 4)))
+    data = samples()
+    for sample in data:
+        sample.gt_edge_map = PixelData(data=torch.randint(0, 2, (1, 16, 16)))
+    losses = head.loss_by_feat(outs, data)
+    sum(v for k, v in losses.items() if 'loss' in k).backward()
+
+
+def test_a_single_logit_is_not_served(loss_type, cfg):
+    """mmseg's binary form has one column for two classes."""
+    head = head_of(
+        'fcn', cfg(loss_type, class_counts=[9, 1]), in_index=0)
+    binary = torch.randn(2, 1, 16, 16)
+    with pytest.raises(ValueError, match='num_classes=2.*got 1.*head'):
+        head.loss_by_feat(binary, samples())
+
+
+def test_labels_of_reduce_zero_label_forgotten(loss_type, cfg):
+    """ADE20K's label 150 of 150 classes is the usual sign."""
+    head = head_of('fcn', cfg(loss_type), in_index=0)
+    data = samples()
+    data[0].gt_sem_seg.data[0, -1, -1] = C
+    with pytest.raises(
+            ValueError, match='label 5 is out of range.*reduce_zero_label'):
+        head.loss_by_feat(torch.randn(2, C, 16, 16), data)

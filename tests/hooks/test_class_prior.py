@@ -1,0 +1,225 @@
+"""``class_counts='auto'`` through the real Runner."""
+import functools
+
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from lt_losses_mm import integration
+from lt_losses_mm.hooks import ClassPriorHook
+from lt_losses_mm.losses import BalancedSoftmaxLoss
+
+AUTO = dict(type='lt_losses_mm.BalancedSoftmaxLoss')
+FIXED = dict(AUTO, class_counts=[6, 3, 1])
+BALANCED = dict(type='ClassBalancedDataset', oversample_thr=.9)
+
+
+def prior_hooks(runner):
+    return [h for h in runner.hooks if isinstance(h, ClassPriorHook)]
+
+
+def counts_of(runner):
+    return runner.model.head.loss_module.class_counts.tolist()
+
+
+def messages(log, what):
+    return [r.getMessage() for r in log[0] if what in r.getMessage()]
+
+
+@pytest.mark.parametrize('name', ['lt_losses_mm.ClassPriorHook', None])
+def test_each_runner_has_one(make_runner, name):
+    hooks = dict(custom_hooks=[dict(type=name)]) if name else {}
+    assert len(prior_hooks(make_runner(**hooks))) == 1
+
+
+def test_installing_again_changes_nothing():
+    register_hooks = Runner.register_hooks
+    integration.install()
+    assert Runner.register_hooks is register_hooks
+
+
+def test_another_package_may_wrap_the_runner_first(monkeypatch):
+    """functools.wraps marks their function, too."""
+    plain = Runner.register_hooks
+    while hasattr(plain, '__wrapped__'):
+        plain = plain.__wrapped__
+
+    @functools.wraps(plain)
+    def theirs(self, *args, **kwargs):
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(Runner, 'register_hooks', theirs)
+    integration.install()
+    assert Runner.register_hooks is not theirs
+
+
+def test_counts_are_there_before_the_first_batch(make_runner, log):
+    runner = make_runner(AUTO)
+    assert counts_of(runner) == []
+    runner.train()
+    assert counts_of(runner) == [6, 3, 1]
+    told, = messages(log, 'filled from')
+    assert 'PlaneDataset' in told and 'head.loss_module' in told
+
+
+def test_counts_are_those_of_what_the_model_sees(make_runner, loader, log):
+    for wrapper, expected in (
+        (dict(type='RepeatDataset', times=2), [12, 6, 2]),
+        (BALANCED, [12, 6, 3]),
+    ):
+        runner = make_runner(AUTO, train=loader(wrapper=wrapper))
+        runner.train()
+        drawn = torch.zeros(3)
+        for i in range(len(runner.train_dataloader.dataset)):
+            drawn[runner.train_dataloader.dataset[i]['gt_label']] += 1
+        assert counts_of(runner) == drawn.tolist() == expected
+    assert not messages(log, 'Double correction')
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_ema_copies_a_filled_model(make_runner, update_buffers):
+    runner = make_runner(
+        AUTO,
+        custom_hooks=[dict(type='EMAHook', update_buffers=update_buffers)])
+    runner.train()
+    ema = next(h for h in runner.hooks if type(h).__name__ == 'EMAHook')
+    assert counts_of(runner) == [6, 3, 1]
+    averaged = ema.ema_model.module.head.loss_module
+    assert averaged.class_counts.tolist() == [6, 3, 1]
+
+
+def test_the_checkpoint_holds_the_counts(make_runner, tmp_path):
+    make_runner(AUTO).train()
+    path = str(tmp_path / 'epoch_1.pth')
+    state = torch.load(path, weights_only=False)['state_dict']
+    assert state['head.loss_module.class_counts'].tolist() == [6, 3, 1]
+    # A run that only tests has no training data.
+    alone = make_runner(
+        AUTO,
+        load_from=path,
+        train_dataloader=False,
+        train_cfg=False,
+        optim_wrapper=False)
+    alone.val()
+    assert counts_of(alone) == [6, 3, 1]
+
+
+def test_resume(make_runner, tmp_path, log):
+    make_runner(AUTO).train()
+    runner = make_runner(
+        AUTO, resume=True, train_cfg=dict(by_epoch=True, max_epochs=2))
+    runner.train()
+    assert runner.epoch == 2
+    assert counts_of(runner) == [6, 3, 1]
+    assert not messages(log, 'replaced')
+
+
+def test_resume_equals_one_run(make_runner, tmp_path):
+    two = dict(by_epoch=True, max_epochs=2)
+    torch.manual_seed(0)
+    whole = make_runner(AUTO, train_cfg=two, work_dir=str(tmp_path / 'a'))
+    whole.train()
+    torch.manual_seed(0)
+    make_runner(AUTO, work_dir=str(tmp_path / 'b')).train()
+    resumed = make_runner(
+        AUTO, train_cfg=two, resume=True, work_dir=str(tmp_path / 'b'))
+    resumed.train()
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters()):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_fine_tuning_takes_the_new_data_sets_counts(make_runner, loader,
+                                                    tmp_path, log):
+    make_runner(AUTO).train()
+    path = str(tmp_path / 'epoch_1.pth')
+    runner = make_runner(AUTO, train=loader((1, 2, 7)), load_from=path)
+    runner.train()
+    assert counts_of(runner) == [1, 2, 7]
+    assert messages(log, 'replaced')
+
+
+def test_fine_tuning_for_another_number_of_classes(make_runner, loader,
+                                                   tmp_path):
+    make_runner(AUTO).train()
+    path = str(tmp_path / 'epoch_1.pth')
+    runner = make_runner(
+        AUTO,
+        num_classes=4,
+        train=loader((1, 2, 7, 1)),
+        val_dataloader=loader((1, 1, 1, 1)),
+        load_from=path)
+    runner.train()
+    assert counts_of(runner) == [1, 2, 7, 1]
+
+
+def test_explicit_counts_stay(make_runner, loader, tmp_path):
+    make_runner(AUTO).train()
+    runner = make_runner(
+        FIXED,
+        train=loader((1, 2, 7)),
+        load_from=str(tmp_path / 'epoch_1.pth'))
+    runner.train()
+    assert counts_of(runner) == [6, 3, 1]
+
+
+def test_double_correction_warns_once(make_runner, loader, log):
+    make_runner(
+        FIXED,
+        train=loader(wrapper=BALANCED),
+        train_cfg=dict(by_epoch=True, max_epochs=2)).train()
+    warning, = messages(log, 'Double correction')
+    assert 'ClassBalancedDataset(oversample_thr=0.9)' in warning
+    assert 'head.loss_module' in warning and "'auto'" in warning
+
+
+@pytest.mark.parametrize('loss, wrapper', [
+    (FIXED, None),
+    (FIXED, dict(type='RepeatDataset', times=2)),
+    (dict(FIXED, tau=0), BALANCED),
+    (AUTO, BALANCED),
+])
+def test_no_double_correction(make_runner, loader, log, loss, wrapper):
+    make_runner(loss, train=loader(wrapper=wrapper)).train()
+    assert not messages(log, 'Double correction')
+
+
+def test_a_run_that_only_validates_counts_nothing(make_runner):
+    runner = make_runner(AUTO, train_dataloader=False, train_cfg=False,
+                         optim_wrapper=False)
+    runner.val()
+    assert counts_of(runner) == []
+
+
+def test_the_data_are_not_counted_without_need(make_runner, monkeypatch):
+    monkeypatch.setattr('lt_losses_mm.hooks.class_prior.count_dataset', None)
+    make_runner(FIXED).train()
+
+
+def test_validation_between_epochs(make_runner):
+    runner = make_runner(
+        AUTO, train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1))
+    runner.train()
+    metric, = runner.val_loop.evaluator.metrics
+    assert len(metric.seen) == 2
+
+
+@pytest.mark.parametrize('given', [[6, 3], [6, 3, 1, 1]], ids=str)
+def test_counts_must_be_those_of_the_head(make_runner, given):
+    """Two counts for three classes: the third would pass as background."""
+    runner = make_runner(dict(AUTO, class_counts=given))
+    with pytest.raises(
+            ValueError,
+            match=f'head.loss_module.*of {len(given)} classes.*'
+            'num_classes=3 of PlaneHead'):
+        runner.train()
+
+
+def test_losses_in_a_list(make_runner, loader, monkeypatch):
+    """mmseg's loss_decode: a ModuleList, each loss with counts of its own."""
+    runner = make_runner(AUTO)
+    runner.model.head.more = torch.nn.ModuleList(
+        [BalancedSoftmaxLoss(), BalancedSoftmaxLoss(class_counts=[5, 4, 3])])
+    runner.train()
+    first, second = runner.model.head.more
+    assert first.class_counts.tolist() == [6, 3, 1]
+    assert second.class_counts.tolist() == [5, 4, 3]

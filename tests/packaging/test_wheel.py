@@ -1,0 +1,276 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""The built wheel in an environment that does not know the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+SOURCES = (
+    'lt_losses_mm',
+    'configs',
+    'tools',
+    'requirements',
+    'pyproject.toml',
+    'setup.py',
+    'MANIFEST.in',
+    'model-index.yml',
+    'requirements.txt',
+    'README.md',
+    'LICENSE',
+    'CHANGELOG.md',
+    'CITATION.cff',
+)
+HOSTS = {
+    'classification': 'onedl-mmpretrain',
+    'detection': 'onedl-mmdetection',
+    'segmentation': 'onedl-mmsegmentation',
+}
+# A few images; the images themselves are made once per session.
+FEW = [
+    '--cfg-options',
+    'train_dataloader.batch_size=2',
+    'train_dataloader.dataset.dataset.indices=4',
+    'test_dataloader.dataset.dataset.indices=4',
+    'train_cfg.max_epochs=1',
+    'val_cfg=None',
+    'val_dataloader=None',
+    'val_evaluator=None',
+]
+
+
+def leaf(task: str, loss: str) -> Path:
+    """The config of the embedded benchmark for a task and a loss."""
+    (path,) = (ROOT / 'configs' / task / 'digits').glob(f'*{loss}*.py')
+    return path
+
+
+def run(*command: object, cwd: Path) -> str:
+    """Run a command that must succeed, out of reach of the checkout."""
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ('PYTHONPATH', 'PYTEST_CURRENT_TEST')
+    }
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, f'{command}\n{done.stdout[-6000:]}'
+    return done.stdout
+
+
+def pip(*arguments: object, cwd: Path) -> str:
+    return run(sys.executable, '-m', 'pip', '-q', *arguments, cwd=cwd)
+
+
+@pytest.fixture(scope='session')
+def source(tmp_path_factory) -> Path:
+    """A copy of what a clone holds, because a build writes beside it."""
+    copy = tmp_path_factory.mktemp('source')
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name,
+                copy / name,
+                ignore=shutil.ignore_patterns('__pycache__'),
+            )
+        else:
+            shutil.copy2(ROOT / name, copy)
+    return copy
+
+
+@pytest.fixture(scope='session')
+def wheel(source, tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp('wheel')
+    before = {path.relative_to(source) for path in source.rglob('*')}
+    pip(
+        'wheel',
+        '--no-deps',
+        '--no-build-isolation',
+        f'--wheel-dir={target}',
+        source,
+        cwd=target,
+    )
+    after = {path.relative_to(source) for path in source.rglob('*')}
+    left = {path.parts[0] for path in after - before}
+    assert left <= {'mm_lt_losses.egg-info'}
+    (path,) = target.iterdir()
+    return path
+
+
+def new_environment(folder: Path) -> Path:
+    """An empty environment; returns its Python."""
+    run(sys.executable, '-m', 'venv', '--without-pip', folder, cwd=folder)
+    return folder / 'bin' / 'python'
+
+
+def add_this_environment(python: Path) -> None:
+    """Let ``python`` import torch and the hosts, not what is editable here.
+
+    The ``.pth`` files of a folder named in a ``.pth`` file are not read.
+    """
+    paths = sysconfig.get_paths()
+    (site,) = (python.parents[1] / 'lib').glob('python*/site-packages')
+    lines = dict.fromkeys((paths['purelib'], paths['platlib']))
+    (site / 'parent.pth').write_text('\n'.join(lines) + '\n')
+
+
+@pytest.fixture(scope='session')
+def installed(wheel, tmp_path_factory) -> Path:
+    """Python of an environment with the wheel; torch and hosts from here."""
+    folder = tmp_path_factory.mktemp('environment')
+    python = new_environment(folder)
+    pip('--python', python, 'install', '--no-deps', wheel, cwd=folder)
+    add_this_environment(python)
+    return python
+
+
+@pytest.fixture(scope='session')
+def workplace(tmp_path_factory) -> Path:
+    """The folder where users' commands run; the digits are made there."""
+    return tmp_path_factory.mktemp('workplace')
+
+
+def test_contents(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (metadata,) = (n for n in names if n.endswith('.dist-info/METADATA'))
+        requires = [
+            line
+            for line in archive.read(metadata).decode().splitlines()
+            if line.startswith('Requires-Dist') and 'extra ==' not in line
+        ]
+    assert requires == ['Requires-Dist: numpy']
+    mim = 'lt_losses_mm/.mim/'
+    configs = {
+        f'{mim}{path.relative_to(ROOT)}'
+        for path in (ROOT / 'configs').rglob('*')
+        if path.is_file() and '__pycache__' not in path.parts
+    }
+    tools = {f'{mim}tools/{path.name}' for path in ROOT.glob('tools/*.py')}
+    assert configs and {f'{mim}tools/train.py', f'{mim}tools/test.py'} <= tools
+    assert {n for n in names if n.startswith(mim)} == {
+        *configs,
+        *tools,
+        f'{mim}model-index.yml',
+    }
+    assert 'lt_losses_mm/py.typed' in names
+    data = {n for n in names if n.startswith('lt_losses_mm/priors/data/')}
+    assert len(data) == len(list(ROOT.glob('lt_losses_mm/priors/data/*.json')))
+    assert data
+    assert not any('entry_points' in name for name in names)
+    # onedl-mim takes the first line of the sorted RECORD for the package.
+    assert min(names).startswith('lt_losses_mm/')
+
+
+def test_sdist_gives_the_same_wheel(source, wheel, tmp_path):
+    code = (
+        'import sys; from setuptools import build_meta; '
+        'build_meta.build_sdist(sys.argv[1])'
+    )
+    run(sys.executable, '-c', code, tmp_path, cwd=source)
+    (sdist,) = tmp_path.glob('mm_lt_losses-*.tar.gz')
+    pip(
+        'wheel',
+        '--no-deps',
+        '--no-build-isolation',
+        f'--wheel-dir={tmp_path}',
+        sdist,
+        cwd=tmp_path,
+    )
+    names = [
+        zipfile.ZipFile(path).namelist()
+        for path in (wheel, tmp_path / wheel.name)
+    ]
+    assert sorted(names[0]) == sorted(names[1])
+
+
+def test_the_wheel_is_what_is_imported(installed, workplace):
+    code = 'import lt_losses_mm; print(lt_losses_mm.__file__)'
+    path = run(installed, '-c', code, cwd=workplace).split()[-1]
+    assert Path(path).is_relative_to(installed.parents[1])
+
+
+@pytest.mark.parametrize('task', HOSTS)
+def test_mim_train_and_test_by_name(installed, workplace, task):
+    name = leaf(task, 'balanced-softmax').name
+    work_dir = workplace / 'by-name' / task
+    mim = (installed, '-m', 'mim')
+    options = (f'--work-dir={work_dir}', *FEW)
+    run(*mim, 'train', 'mm-lt-losses', name, *options, cwd=workplace)
+    checkpoint = work_dir / 'epoch_1.pth'
+    assert checkpoint.is_file()
+    run(
+        *(*mim, 'test', 'mm-lt-losses', name),
+        *(f'--checkpoint={checkpoint}', *options),
+        cwd=workplace,
+    )
+
+
+@pytest.mark.parametrize(('task', 'host'), HOSTS.items())
+def test_mim_train_of_the_host_by_path(installed, workplace, task, host):
+    (site,) = (installed.parents[1] / 'lib').glob('python*/site-packages')
+    relative = leaf(task, 'balanced-softmax').relative_to(ROOT)
+    config = site / 'lt_losses_mm' / '.mim' / relative
+    work_dir = workplace / 'by-path' / task
+    run(
+        *(installed, '-m', 'mim', 'train', host, config),
+        *(f'--work-dir={work_dir}', *FEW),
+        cwd=workplace,
+    )
+    assert (work_dir / 'epoch_1.pth').is_file()
+
+
+def test_mim_gridsearch_over_the_loss(installed, workplace):
+    key = 'model.head.loss.type'
+    losses = [
+        f'lt_losses_mm.Balanced{kind}Loss' for kind in ('Softmax', 'Sigmoid')
+    ]
+    name = leaf('classification', 'balanced-softmax').name
+    work_dir = workplace / 'grid'
+    run(
+        *(installed, '-m', 'mim', 'gridsearch', 'mm-lt-losses', name),
+        *('--search-args', f'--{key} {" ".join(losses)}'),
+        *(f'--work-dir={work_dir}', *FEW),
+        cwd=workplace,
+    )
+    for loss in losses:
+        (folder,) = workplace.glob(f'grid_search_{key}_{loss}')
+        (config,) = folder.glob('*.py')
+        assert Config.fromfile(config).model.head.loss.type == loss
+        assert (folder / 'epoch_1.pth').is_file()
+
+
+def test_editable_install_trains_by_name(source, workplace, tmp_path):
+    python = new_environment(tmp_path)
+    add_this_environment(python)
+    pip(
+        *('--python', python, 'install', '--no-deps'),
+        *('--no-build-isolation', '--editable', source),
+        cwd=tmp_path,
+    )
+    name = leaf('classification', 'balanced-softmax').name
+    work_dir = tmp_path / 'work'
+    out = run(
+        *(python, '-m', 'mim', 'train', 'mm-lt-losses', name),
+        *(f'--work-dir={work_dir}', *FEW),
+        cwd=workplace,
+    )
+    assert str(source / 'tools' / 'train.py') in out
+    assert (work_dir / 'epoch_1.pth').is_file()
