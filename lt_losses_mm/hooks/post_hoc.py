@@ -108,7 +108,7 @@ class PostHocLogitAdjustmentHook(Hook):
         if isinstance(logits, (list, tuple)):
             return type(logits)(self._subtract(head, x) for x in logits)
         assert self._counts is not None
-        counts = torch.as_tensor(self._counts.counts, device=logits.device)
+        counts = torch.tensor(self._counts.counts, device=logits.device)
         num_classes = counts.numel()
         dim, columns = _class_dim(head, logits)
         shift = (

@@ -2,7 +2,6 @@
 """Balanced Softmax."""
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..functional import shifted_softmax_cross_entropy
@@ -36,7 +35,7 @@ class BalancedSoftmaxLoss(LongTailLoss):
     """
 
     use_sigmoid = False
-    background_policies = ('keep_odds', 'objectness')
+    background_policies = ('keep_odds', 'objectness', float)
 
     def columns(self, num_classes: int) -> tuple[int, ...]:
         if self.background == 'objectness':

@@ -20,6 +20,14 @@ from ..priors.shift import BACKGROUND_POLICIES, Background
 _REDUCTIONS = ('none', 'mean', 'sum')
 
 
+def _is_compiling() -> bool:
+    # torch.compiler.is_compiling came with torch 2.3.
+    compiler = getattr(torch, 'compiler', None)
+    if hasattr(compiler, 'is_compiling'):
+        return compiler.is_compiling()
+    return torch._dynamo.is_compiling()
+
+
 class LongTailLoss(nn.Module, metaclass=ABCMeta):
     """Plumbing shared by all losses of the package.
 
@@ -60,7 +68,8 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     """
 
     use_sigmoid: bool
-    background_policies: tuple[str, ...] = BACKGROUND_POLICIES
+    # ``float`` stands for a background prior given as a number.
+    background_policies: tuple[str | type, ...] = (*BACKGROUND_POLICIES, float)
     class_counts: Tensor
 
     # mmdet asks three separate flags for one thing: that the loss, not the
@@ -267,6 +276,12 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             ignore_index = self.ignore_index
         if ignore_index is None:
             ignore_index = -100 if cls_score.dim() == 2 else 255
+        if not isinstance(label, Tensor):
+            raise TypeError(
+                f'{type(self).__name__}: labels of type '
+                f'{type(label).__name__}, expected a tensor. Heads that '
+                'learn a quality with the class (GFL, RTMDet, TOOD, VFNet) '
+                'pass more than labels; they need a quality focal loss.')
         label = self._check_input(cls_score, label, ignore_index)
 
         row_weight, element_weight = self._split_weight(
@@ -333,7 +348,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
 
     def _check_range(self, labels: Tensor, num_classes: int, columns: int,
                      may_have_background: bool, ignore_index: int) -> None:
-        if torch.compiler.is_compiling() or not labels.numel():
+        if _is_compiling() or not labels.numel():
             return
         # On an accelerator the look at the values stops the host, so only
         # the first batch is looked at there.
@@ -437,7 +452,8 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     @classmethod
     def _check_number(cls, key: str, value: Any, low: float = -math.inf):
         if isinstance(value, bool) or not isinstance(
-                value, (int, float)) or not math.isfinite(value) or value < low:
+                value,
+            (int, float)) or not math.isfinite(value) or value < low:
             raise ValueError(
                 cls._say(
                     key, value,
@@ -446,16 +462,19 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
 
     @classmethod
     def _check_background(cls, background: Background) -> Background:
+        policies = cls.background_policies
         if isinstance(background, str):
-            if background in cls.background_policies:
+            if background in policies:
                 return background
         elif isinstance(background, float) and 0 < background < 1:
-            return background
+            if float in policies:
+                return background
+        named = [policy for policy in policies if isinstance(policy, str)]
+        number = ', or the prior of background as a float in (0, 1)'
         raise ValueError(
             cls._say(
                 'background', background,
-                f'one of {cls.background_policies}, or the prior of '
-                'background as a float in (0, 1)'))
+                f'one of {named}' + (number if float in policies else '')))
 
     @classmethod
     def _check_loss_name(cls, name: str | None) -> str:

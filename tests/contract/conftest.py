@@ -34,8 +34,10 @@ def pytest_generate_tests(metafunc):
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, list(names))
     if 'policy' in metafunc.fixturenames:
-        pairs = [(name, policy) for name, cls in losses.items()
-                 for policy in (*cls.background_policies, 0.9)]
+        # ``float`` stands for a background prior given as a number.
+        pairs = [(name, .9 if policy is float else policy)
+                 for name, cls in losses.items()
+                 for policy in cls.background_policies]
         metafunc.parametrize('policy', pairs, ids=lambda p: f'{p[0]}-{p[1]}')
 
 

@@ -61,11 +61,13 @@ def test_label_out_of_range(loss_type, build, label, size):
         build(loss_type)(torch.zeros(2, 5, *size), labels)
 
 
-def test_background_label_in_a_head_without_background(
-        loss_type, softmax_type, build):
+def test_background_label_in_a_classifier(softmax_type, build):
     with pytest.raises(ValueError, match='label 5 is out of range'):
         build(softmax_type)(torch.zeros(2, 5), torch.tensor([0, 5]))
-    # Of a map, also for sigmoid losses: it is a wrong class of the data set.
+
+
+def test_background_label_in_a_map(loss_type, build):
+    """There it is a wrong class of the data set."""
     with pytest.raises(ValueError, match='label 5 is out of range'):
         build(loss_type)(
             torch.zeros(2, 5, 1, 1), torch.tensor([0, 5]).view(2, 1, 1))

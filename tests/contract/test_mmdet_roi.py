@@ -78,7 +78,7 @@ def test_padded_rois_do_not_count(loss_type, cfg):
     assert_close(padded['loss_cls'], alone['loss_cls'])
 
 
-def test_tau_zero_is_mmdets_own_loss(loss_type, cfg, softmax_type):
+def test_tau_zero_is_mmdets_own_loss(softmax_type, cfg):
     ours = bbox_head(cfg(softmax_type, tau=0))
     theirs = bbox_head(dict(type='CrossEntropyLoss'))
     scores = torch.randn(9, C + 1)

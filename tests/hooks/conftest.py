@@ -136,6 +136,7 @@ def make_runner(tmp_path, loader, request, log, monkeypatch):
             val_cfg=dict(),
             val_evaluator=dict(type='PlaneMetric'),
             default_hooks=dict(logger=None),
+            randomness=dict(seed=0),
             experiment_name=f'{request.node.name}{len(records)}{id(kwargs)}')
         cfg.update(kwargs)
         for key in [k for k, v in cfg.items() if v is False]:

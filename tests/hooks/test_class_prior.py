@@ -116,10 +116,8 @@ def test_resume(make_runner, tmp_path, log):
 
 def test_resume_equals_one_run(make_runner, tmp_path):
     two = dict(by_epoch=True, max_epochs=2)
-    torch.manual_seed(0)
     whole = make_runner(AUTO, train_cfg=two, work_dir=str(tmp_path / 'a'))
     whole.train()
-    torch.manual_seed(0)
     make_runner(AUTO, work_dir=str(tmp_path / 'b')).train()
     resumed = make_runner(
         AUTO, train_cfg=two, resume=True, work_dir=str(tmp_path / 'b'))

@@ -1,1 +1,6 @@
-lt_loss = dict(_delete_=True, type='lt_losses_mm.BalancedSigmoidLoss', loss_weight=1.0)
+# Dense and DETR-type heads of mmdet read use_sigmoid to count their channels.
+lt_loss = dict(
+    _delete_=True,
+    type='lt_losses_mm.BalancedSigmoidLoss',
+    use_sigmoid=True,
+    loss_weight=1.0)

@@ -4,6 +4,4 @@ _base_ = [
     '../../_base_/schedules/digits_segmentation.py',
     '../../_base_/default_runtime.py', '../../_base_/losses/balanced_sigmoid.py'
 ]
-model = dict(
-    decode_head=dict(loss_decode={{_base_.lt_loss}}),
-    auxiliary_head=dict(loss_decode={{_base_.lt_loss}}))
+model = dict(decode_head=dict(loss_decode={{_base_.lt_loss}}))

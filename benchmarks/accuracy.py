@@ -1,0 +1,407 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Trains the embedded benchmark and says what the tail gained.
+
+Every (task, method, seed) is one call of ``tools/train.py``. A finished run
+is not repeated and a killed one resumes. Values go to a CSV ledger in long
+format, one row a value; the table and the figure are drawn from the ledger
+alone.
+
+    python benchmarks/accuracy.py --seeds 0 1 2
+    python benchmarks/accuracy.py --report-only --ledger benchmarks/accuracy.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = (
+    'task', 'dataset', 'method', 'seed', 'metric', 'value', 'epochs',
+    'versions', 'commit', 'command'
+)
+METHODS = ('cross_entropy', 'balanced_softmax', 'balanced_sigmoid')
+PACKAGES = (
+    'torch', 'onedl-mmengine', 'mmengine', 'onedl-mmcv', 'mmcv',
+    'onedl-mmdetection', 'mmdet', 'onedl-mmpretrain', 'mmpretrain',
+    'onedl-mmsegmentation', 'mmsegmentation', 'mlxtend', 'numpy'
+)
+
+
+class Task(NamedTuple):
+    """What differs between the tasks.
+
+    Args:
+        config: Path of the config with ``{}`` for the method.
+        metrics: Name in the ledger -> name in the run's scalars. The first
+            is the overall one, the next three are the frequency groups.
+        scale: Factor to percent.
+        title: Of the panel in the figure.
+    """
+
+    config: str
+    metrics: dict[str, str]
+    scale: float
+    title: str
+
+
+TASKS = dict(
+    classification=Task(
+        'configs/classification/digits/'
+        'resnet18-c16_1xb64-20e-{}_digits-lt.py',
+        {
+            'accuracy': 'accuracy/all',
+            'accuracy many': 'accuracy/many',
+            'accuracy medium': 'accuracy/medium',
+            'accuracy few': 'accuracy/few',
+            'ECE': 'accuracy/ece',
+        },
+        1,
+        'Classification (mmpretrain): accuracy',
+    ),
+    detection=Task(
+        'configs/detection/digits/'
+        'faster-rcnn_r18-c32_fpn_{}_random-8e_digits-lt.py',
+        {
+            'AP': 'lvis/bbox_AP',
+            'AP frequent': 'lvis/bbox_APf',
+            'AP common': 'lvis/bbox_APc',
+            'AP rare': 'lvis/bbox_APr',
+        },
+        100,
+        'Detection (mmdet): LVIS AP',
+    ),
+    segmentation=Task(
+        'configs/segmentation/digits/'
+        'fcn_r18-c32_1xb16-12e-{}_digits-lt-128x128.py',
+        {
+            'mIoU': 'iou/mIoU',
+            'IoU head': 'iou/head',
+            'IoU body': 'iou/body',
+            'IoU tail': 'iou/tail',
+        },
+        1,
+        'Segmentation (mmseg): mIoU',
+    ),
+)
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    task: str
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f'{self.task} / {self.method} / seed {self.seed}'
+
+    @property
+    def config(self) -> Path:
+        method = self.method.replace('_', '-')
+        return ROOT / TASKS[self.task].config.format(method)
+
+    def folder(self, work_dir: Path) -> Path:
+        return work_dir / self.task / self.method / f'seed{self.seed}'
+
+    def command(self, work_dir: Path) -> list[str]:
+        """Arguments of the training, relative to the repository."""
+        return [
+            'tools/train.py', str(self.config.relative_to(ROOT)),
+            '--work-dir', os.path.relpath(self.folder(work_dir), ROOT),
+            '--resume', '--cfg-options', f'randomness.seed={self.seed}'
+        ]
+
+
+def train(runs: list[Run], work_dir: Path, ledger: Path, jobs: int) -> None:
+    """Run what is not finished, ``jobs`` at a time, and fill the ledger."""
+    recorded = {(row['task'], row['method'], int(row['seed']))
+                for row in read_ledger(ledger)}
+    waiting = [run for run in runs if tuple(run) not in recorded]
+    if len(waiting) < len(runs):
+        print(f'{len(runs) - len(waiting)} of {len(runs)} runs are in '
+              f'{ledger} already.')
+    environment = dict(os.environ)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment.setdefault('OMP_NUM_THREADS', str(threads))
+    active: dict[Run, tuple[subprocess.Popen, float]] = {}
+    done, total, told = 0, len(waiting), time.time()
+    try:
+        while waiting or active:
+            while waiting and len(active) < jobs:
+                run = waiting.pop(0)
+                folder = run.folder(work_dir)
+                folder.mkdir(parents=True, exist_ok=True)
+                print(f'start  {run}  (log: {folder / "train.log"})')
+                with open(folder / 'train.log', 'a') as log:
+                    process = subprocess.Popen(
+                        [sys.executable, *run.command(work_dir)],
+                        cwd=ROOT, env=environment,
+                        stdout=log, stderr=subprocess.STDOUT)
+                active[run] = process, time.time()
+            time.sleep(1)
+            for run, (process, started) in list(active.items()):
+                if process.poll() is None:
+                    continue
+                del active[run]
+                if process.returncode:
+                    log = run.folder(work_dir) / 'train.log'
+                    tail = '\n'.join(log.read_text().splitlines()[-15:])
+                    raise SystemExit(f'{run} failed; the end of {log}:\n{tail}')
+                done += 1
+                record(run, work_dir, ledger)
+                minutes = (time.time() - started) / 60
+                print(f'done   {run}  [{done}/{total}] {minutes:.1f} min')
+            if time.time() - told > 20 and active:
+                told = time.time()
+                state = '; '.join(
+                    f'{run}: {progress(run, work_dir)}' for run in active)
+                print(f'       [{done}/{total}] {state}', flush=True)
+    finally:
+        for process, _ in active.values():
+            process.terminate()
+
+
+def progress(run: Run, work_dir: Path) -> str:
+    """Last training position that the run's log tells."""
+    text = (run.folder(work_dir) / 'train.log').read_text(errors='replace')
+    seen = re.findall(r'Epoch\(train\) +\[ *(\d+)\]\[ *(\d+)/(\d+)\]', text)
+    if not seen:
+        return 'starting'
+    epoch, step, steps = seen[-1]
+    return f'epoch {epoch}, {step}/{steps}'
+
+
+def record(run: Run, work_dir: Path, ledger: Path) -> None:
+    """Append the final values of a finished run to the ledger."""
+    task = TASKS[run.task]
+    wanted = set(task.metrics.values())
+    found: dict = {}
+    folder = run.folder(work_dir)
+    for path in sorted(folder.glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            values = json.loads(line)
+            if wanted <= values.keys():
+                found = values
+    if not found:
+        raise SystemExit(f'{run}: no {sorted(wanted)} in {folder}')
+    shared = dict(
+        task=run.task,
+        dataset='digits-lt',
+        method=run.method,
+        seed=run.seed,
+        epochs=found['step'],
+        versions=versions(),
+        commit=commit(),
+        command=shlex.join(['python', *run.command(work_dir)]),
+    )
+    new = not ledger.exists()
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    with open(ledger, 'a', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        if new:
+            writer.writeheader()
+        for name, key in task.metrics.items():
+            value = round(found[key] * task.scale, 4)
+            writer.writerow(dict(shared, metric=name, value=value))
+
+
+def versions() -> str:
+    """Installed versions of what the numbers depend on."""
+    parts = [f'python={sys.version.split()[0]}']
+    for name in PACKAGES:
+        try:
+            parts.append(f'{name}={version(name)}')
+        except PackageNotFoundError:
+            continue
+    return ' '.join(parts)
+
+
+def commit() -> str:
+    """Commit of the code, with ``-dirty`` if the package differs from it."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ['git', *args], cwd=ROOT, check=True, text=True,
+            capture_output=True).stdout.strip()
+
+    changed = git('status', '--porcelain', 'lt_losses_mm', 'configs', 'tools')
+    return git('rev-parse', '--short', 'HEAD') + ('-dirty' if changed else '')
+
+
+def read_ledger(ledger: Path) -> list[dict]:
+    """Rows of the ledger, none if there is no ledger yet."""
+    if not ledger.exists():
+        return []
+    with open(ledger, newline='') as file:
+        return list(csv.DictReader(file))
+
+
+class Results:
+    """The ledger's values by task, method and metric.
+
+    Of a run that was recorded more than once the last row counts.
+    """
+
+    def __init__(self, rows: list[dict], runs: list[Run]) -> None:
+        latest = {}
+        for row in rows:
+            run = Run(row['task'], row['method'], int(row['seed']))
+            if run in runs:
+                latest[run, row['metric']] = float(row['value'])
+        self.values: dict[tuple, list[float]] = defaultdict(list)
+        for (run, metric), value in latest.items():
+            self.values[run.task, run.method, metric].append(value)
+        self.tasks = [t for t in TASKS if any(k[0] == t for k in self.values)]
+        self.methods = [
+            m for m in METHODS if any(k[1] == m for k in self.values)]
+
+    def mean(self, *key: str) -> float:
+        values = self.values.get(key)
+        return statistics.fmean(values) if values else float('nan')
+
+    def sd(self, *key: str) -> float:
+        """Sample standard deviation over seeds, 0 for a single seed."""
+        values = self.values.get(key, [])
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def cell(self, *key: str) -> str:
+        if key not in self.values:
+            return '-'
+        text = f'{self.mean(*key):.1f}'
+        if len(self.values[key]) > 1:
+            text += f' ± {self.sd(*key):.1f}'
+        return text
+
+    def table(self) -> list[list[str]]:
+        """Header and rows: task, metric, one column a method."""
+        rows = [['task', 'metric', *(m.replace('_', ' ') for m in self.methods)]]
+        for task in self.tasks:
+            for metric in TASKS[task].metrics:
+                cells = [self.cell(task, m, metric) for m in self.methods]
+                rows.append([task, metric, *cells])
+        return rows
+
+    def seeds(self) -> int:
+        return max(map(len, self.values.values()))
+
+
+def print_table(results: Results, markdown: bool = False) -> None:
+    """Print mean ± sd over seeds, in percent."""
+    header, *rows = results.table()
+    if markdown:
+        for row in [header, ['---'] * len(header), *rows]:
+            print('| ' + ' | '.join(row) + ' |')
+        return
+    table = Table(title=f'digits-lt, {results.seeds()} seed(s), percent')
+    for index, name in enumerate(header):
+        table.add_column(name, justify='left' if index < 2 else 'right')
+    for row, following in itertools.zip_longest(rows, rows[1:]):
+        last = following is None or following[0] != row[0]
+        table.add_row(*row, end_section=last)
+    Console(width=100).print(table)
+
+
+def draw(results: Results, path: Path) -> None:
+    """Bars by frequency group, a panel a task, error bars of one sd."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    colours = dict(zip(METHODS, ('#9aa0a6', '#1a73e8', '#e8710a')))
+    figure, axes = plt.subplots(
+        1, len(results.tasks), figsize=(4.4 * len(results.tasks), 3.9),
+        sharey=True, squeeze=False)
+    width = 0.8 / len(results.methods)
+    for axis, task in zip(axes[0], results.tasks):
+        metrics = list(TASKS[task].metrics)[:4]
+        names = ['overall', *(m.split(' ')[-1] for m in metrics[1:])]
+        for index, method in enumerate(results.methods):
+            keys = [(task, method, metric) for metric in metrics]
+            means = [results.mean(*key) for key in keys]
+            sds = [results.sd(*key) for key in keys]
+            place = [i + (index + 0.5) * width - 0.4 for i in range(4)]
+            bars = axis.bar(
+                place, means, width * 0.94, color=colours[method],
+                label=method.replace('_', ' '),
+                yerr=sds if any(sds) else None, capsize=2,
+                error_kw=dict(lw=1, ecolor='#3c4043'))
+            axis.bar_label(bars, fmt='%.0f', padding=2, fontsize=8)
+        axis.axvline(0.5, color='#dadce0', lw=1)
+        axis.set_xticks(range(4), names)
+        axis.set_title(TASKS[task].title, fontsize=11)
+        axis.set_ylim(0, 105)
+        axis.spines[['top', 'right']].set_visible(False)
+        axis.tick_params(length=0)
+        axis.set_xlabel('classes by training frequency', fontsize=9)
+    axes[0, 0].set_ylabel('percent')
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc='lower center',
+        ncols=len(results.methods), frameon=False)
+    seeds = results.seeds()
+    note = f'mean and sd of {seeds} seeds' if seeds > 1 else 'one seed'
+    figure.suptitle(f'Embedded benchmark, imbalance factor 100, {note}',
+                    fontsize=12)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
+    add('--methods', nargs='+', choices=METHODS, default=list(METHODS[:2]))
+    add('--seeds', nargs='+', type=int, default=[0])
+    add('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'digits')
+    add('--ledger', type=Path,
+        help='CSV file (default: accuracy.csv in the work dir)')
+    add('--figure', type=Path,
+        help='PNG file (default: accuracy.png in the work dir)')
+    add('--jobs', type=int, default=2, help='trainings at a time')
+    add('--report-only', action='store_true', help='train nothing')
+    add('--markdown', action='store_true', help='table in Markdown')
+    args = parser.parse_args()
+    args.work_dir = args.work_dir.resolve()
+    args.ledger = args.ledger or args.work_dir / 'accuracy.csv'
+    args.figure = args.figure or args.work_dir / 'accuracy.png'
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    runs = [
+        Run(task, method, seed) for task in args.tasks
+        for seed in args.seeds for method in args.methods]
+    if not args.report_only:
+        train(runs, args.work_dir, args.ledger, args.jobs)
+    results = Results(read_ledger(args.ledger), runs)
+    if not results.values:
+        raise SystemExit(f'{args.ledger} holds none of the runs asked for')
+    print_table(results, args.markdown)
+    draw(results, args.figure)
+    print(f'figure: {args.figure}\nledger: {args.ledger}')
+
+
+if __name__ == '__main__':
+    main()
