@@ -1,5 +1,5 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
-"""Trains the embedded benchmark and says what the tail gained.
+r"""Trains the embedded benchmark and says what the tail gained.
 
 Every (task, method, seed) is one call of ``tools/train.py``. A finished run
 is not repeated and a killed one resumes. Values go to a CSV ledger in long
@@ -7,7 +7,8 @@ format, one row a value; the table and the figure are drawn from the ledger
 alone.
 
     python benchmarks/accuracy.py --seeds 0 1 2
-    python benchmarks/accuracy.py --report-only --ledger benchmarks/accuracy.csv
+    python benchmarks/accuracy.py --seeds 0 1 2 --report-only \
+        --ledger benchmarks/accuracy.csv
 """
 
 from __future__ import annotations
@@ -33,14 +34,32 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = (
-    'task', 'dataset', 'method', 'seed', 'metric', 'value', 'epochs',
-    'versions', 'commit', 'command'
+    'task',
+    'dataset',
+    'method',
+    'seed',
+    'metric',
+    'value',
+    'epochs',
+    'versions',
+    'commit',
+    'command',
 )
 METHODS = ('cross_entropy', 'balanced_softmax', 'balanced_sigmoid')
 PACKAGES = (
-    'torch', 'onedl-mmengine', 'mmengine', 'onedl-mmcv', 'mmcv',
-    'onedl-mmdetection', 'mmdet', 'onedl-mmpretrain', 'mmpretrain',
-    'onedl-mmsegmentation', 'mmsegmentation', 'mlxtend', 'numpy'
+    'torch',
+    'onedl-mmengine',
+    'mmengine',
+    'onedl-mmcv',
+    'mmcv',
+    'onedl-mmdetection',
+    'mmdet',
+    'onedl-mmpretrain',
+    'mmpretrain',
+    'onedl-mmsegmentation',
+    'mmsegmentation',
+    'mlxtend',
+    'numpy',
 )
 
 
@@ -63,8 +82,7 @@ class Task(NamedTuple):
 
 TASKS = dict(
     classification=Task(
-        'configs/classification/digits/'
-        'resnet18-c16_1xb64-20e-{}_digits-lt.py',
+        'configs/classification/digits/resnet18-c16_1xb64-20e-{}_digits-lt.py',
         {
             'accuracy': 'accuracy/all',
             'accuracy many': 'accuracy/many',
@@ -89,7 +107,7 @@ TASKS = dict(
     ),
     segmentation=Task(
         'configs/segmentation/digits/'
-        'fcn_r18-c32_1xb16-12e-{}_digits-lt-128x128.py',
+        'fcn_r18-c32_1xb8-16e-{}_digits-lt-128x128.py',
         {
             'mIoU': 'iou/mIoU',
             'IoU head': 'iou/head',
@@ -123,20 +141,28 @@ class Run(NamedTuple):
     def command(self, work_dir: Path) -> list[str]:
         """Arguments of the training, relative to the repository."""
         return [
-            'tools/train.py', str(self.config.relative_to(ROOT)),
-            '--work-dir', os.path.relpath(self.folder(work_dir), ROOT),
-            '--resume', '--cfg-options', f'randomness.seed={self.seed}'
+            'tools/train.py',
+            str(self.config.relative_to(ROOT)),
+            '--work-dir',
+            os.path.relpath(self.folder(work_dir), ROOT),
+            '--resume',
+            '--cfg-options',
+            f'randomness.seed={self.seed}',
         ]
 
 
 def train(runs: list[Run], work_dir: Path, ledger: Path, jobs: int) -> None:
     """Run what is not finished, ``jobs`` at a time, and fill the ledger."""
-    recorded = {(row['task'], row['method'], int(row['seed']))
-                for row in read_ledger(ledger)}
+    recorded = {
+        (row['task'], row['method'], int(row['seed']))
+        for row in read_ledger(ledger)
+    }
     waiting = [run for run in runs if tuple(run) not in recorded]
     if len(waiting) < len(runs):
-        print(f'{len(runs) - len(waiting)} of {len(runs)} runs are in '
-              f'{ledger} already.')
+        print(
+            f'{len(runs) - len(waiting)} of {len(runs)} runs are in '
+            f'{ledger} already.'
+        )
     environment = dict(os.environ)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment.setdefault('OMP_NUM_THREADS', str(threads))
@@ -152,8 +178,11 @@ def train(runs: list[Run], work_dir: Path, ledger: Path, jobs: int) -> None:
                 with open(folder / 'train.log', 'a') as log:
                     process = subprocess.Popen(
                         [sys.executable, *run.command(work_dir)],
-                        cwd=ROOT, env=environment,
-                        stdout=log, stderr=subprocess.STDOUT)
+                        cwd=ROOT,
+                        env=environment,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
                 active[run] = process, time.time()
             time.sleep(1)
             for run, (process, started) in list(active.items()):
@@ -163,7 +192,9 @@ def train(runs: list[Run], work_dir: Path, ledger: Path, jobs: int) -> None:
                 if process.returncode:
                     log = run.folder(work_dir) / 'train.log'
                     tail = '\n'.join(log.read_text().splitlines()[-15:])
-                    raise SystemExit(f'{run} failed; the end of {log}:\n{tail}')
+                    raise SystemExit(
+                        f'{run} failed; the end of {log}:\n{tail}'
+                    )
                 done += 1
                 record(run, work_dir, ledger)
                 minutes = (time.time() - started) / 60
@@ -171,7 +202,8 @@ def train(runs: list[Run], work_dir: Path, ledger: Path, jobs: int) -> None:
             if time.time() - told > 20 and active:
                 told = time.time()
                 state = '; '.join(
-                    f'{run}: {progress(run, work_dir)}' for run in active)
+                    f'{run}: {progress(run, work_dir)}' for run in active
+                )
                 print(f'       [{done}/{total}] {state}', flush=True)
     finally:
         for process, _ in active.values():
@@ -238,8 +270,12 @@ def commit() -> str:
 
     def git(*args: str) -> str:
         return subprocess.run(
-            ['git', *args], cwd=ROOT, check=True, text=True,
-            capture_output=True).stdout.strip()
+            ['git', *args],
+            cwd=ROOT,
+            check=True,
+            text=True,
+            capture_output=True,
+        ).stdout.strip()
 
     changed = git('status', '--porcelain', 'lt_losses_mm', 'configs', 'tools')
     return git('rev-parse', '--short', 'HEAD') + ('-dirty' if changed else '')
@@ -270,7 +306,8 @@ class Results:
             self.values[run.task, run.method, metric].append(value)
         self.tasks = [t for t in TASKS if any(k[0] == t for k in self.values)]
         self.methods = [
-            m for m in METHODS if any(k[1] == m for k in self.values)]
+            m for m in METHODS if any(k[1] == m for k in self.values)
+        ]
 
     def mean(self, *key: str) -> float:
         values = self.values.get(key)
@@ -291,7 +328,9 @@ class Results:
 
     def table(self) -> list[list[str]]:
         """Header and rows: task, metric, one column a method."""
-        rows = [['task', 'metric', *(m.replace('_', ' ') for m in self.methods)]]
+        rows = [
+            ['task', 'metric', *(m.replace('_', ' ') for m in self.methods)]
+        ]
         for task in self.tasks:
             for metric in TASKS[task].metrics:
                 cells = [self.cell(task, m, metric) for m in self.methods]
@@ -327,8 +366,12 @@ def draw(results: Results, path: Path) -> None:
 
     colours = dict(zip(METHODS, ('#9aa0a6', '#1a73e8', '#e8710a')))
     figure, axes = plt.subplots(
-        1, len(results.tasks), figsize=(4.4 * len(results.tasks), 3.9),
-        sharey=True, squeeze=False)
+        1,
+        len(results.tasks),
+        figsize=(4.4 * len(results.tasks), 3.9),
+        sharey=True,
+        squeeze=False,
+    )
     width = 0.8 / len(results.methods)
     for axis, task in zip(axes[0], results.tasks):
         metrics = list(TASKS[task].metrics)[:4]
@@ -339,10 +382,15 @@ def draw(results: Results, path: Path) -> None:
             sds = [results.sd(*key) for key in keys]
             place = [i + (index + 0.5) * width - 0.4 for i in range(4)]
             bars = axis.bar(
-                place, means, width * 0.94, color=colours[method],
+                place,
+                means,
+                width * 0.94,
+                color=colours[method],
                 label=method.replace('_', ' '),
-                yerr=sds if any(sds) else None, capsize=2,
-                error_kw=dict(lw=1, ecolor='#3c4043'))
+                yerr=sds if any(sds) else None,
+                capsize=2,
+                error_kw=dict(lw=1, ecolor='#3c4043'),
+            )
             axis.bar_label(bars, fmt='%.0f', padding=2, fontsize=8)
         axis.axvline(0.5, color='#dadce0', lw=1)
         axis.set_xticks(range(4), names)
@@ -353,12 +401,16 @@ def draw(results: Results, path: Path) -> None:
         axis.set_xlabel('classes by training frequency', fontsize=9)
     axes[0, 0].set_ylabel('percent')
     figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc='lower center',
-        ncols=len(results.methods), frameon=False)
+        *axes[0, 0].get_legend_handles_labels(),
+        loc='lower center',
+        ncols=len(results.methods),
+        frameon=False,
+    )
     seeds = results.seeds()
     note = f'mean and sd of {seeds} seeds' if seeds > 1 else 'one seed'
-    figure.suptitle(f'Embedded benchmark, imbalance factor 100, {note}',
-                    fontsize=12)
+    figure.suptitle(
+        f'Embedded benchmark, imbalance factor 100, {note}', fontsize=12
+    )
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
@@ -368,16 +420,23 @@ def draw(results: Results, path: Path) -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
     add('--methods', nargs='+', choices=METHODS, default=list(METHODS[:2]))
     add('--seeds', nargs='+', type=int, default=[0])
     add('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'digits')
-    add('--ledger', type=Path,
-        help='CSV file (default: accuracy.csv in the work dir)')
-    add('--figure', type=Path,
-        help='PNG file (default: accuracy.png in the work dir)')
+    add(
+        '--ledger',
+        type=Path,
+        help='CSV file (default: accuracy.csv in the work dir)',
+    )
+    add(
+        '--figure',
+        type=Path,
+        help='PNG file (default: accuracy.png in the work dir)',
+    )
     add('--jobs', type=int, default=2, help='trainings at a time')
     add('--report-only', action='store_true', help='train nothing')
     add('--markdown', action='store_true', help='table in Markdown')
@@ -391,8 +450,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     runs = [
-        Run(task, method, seed) for task in args.tasks
-        for seed in args.seeds for method in args.methods]
+        Run(task, method, seed)
+        for task in args.tasks
+        for seed in args.seeds
+        for method in args.methods
+    ]
     if not args.report_only:
         train(runs, args.work_dir, args.ledger, args.jobs)
     results = Results(read_ledger(args.ledger), runs)

@@ -4,11 +4,17 @@
 Importing the package registers its classes and connects it to MMEngine (see
 :mod:`lt_losses_mm.integration`). It imports torch and mmengine, never a host.
 """
+
 from . import datasets, hooks, integration, losses, metrics
 from .version import __version__
 
 integration.install()
 
 __all__ = [
-    '__version__', 'datasets', 'hooks', 'integration', 'losses', 'metrics'
+    '__version__',
+    'datasets',
+    'hooks',
+    'integration',
+    'losses',
+    'metrics',
 ]

@@ -11,6 +11,7 @@ Two things, each because MMEngine offers no entry point for it:
    to each runner that has none, so that ``class_counts='auto'`` needs no
    further line in a config. See ``docs/decisions/0002-hook-attaches-itself``.
 """
+
 from __future__ import annotations
 
 import functools
@@ -32,6 +33,7 @@ def _with_prior_hook(register_hooks):
     @functools.wraps(register_hooks)
     def wrapper(self, *args, **kwargs):
         from .hooks import ClassPriorHook
+
         register_hooks(self, *args, **kwargs)
         if not any(isinstance(hook, ClassPriorHook) for hook in self.hooks):
             self.register_hook(ClassPriorHook())

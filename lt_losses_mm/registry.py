@@ -8,6 +8,7 @@ Everything registered here is put into MMEngine's root registry as well. The
 registries of the hosts (mmdet, mmpretrain, mmseg) fall back to that root, so
 that the bare name resolves in each of them once ``lt_losses_mm`` is imported.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -20,10 +21,12 @@ SCOPE = 'lt_losses_mm'
 class _Registry(_root.Registry):
     """A child registry whose entries are visible from the root, too."""
 
-    def register_module(self,
-                        name: str | list[str] | None = None,
-                        force: bool = False,
-                        module: Any = None) -> Any:
+    def register_module(
+        self,
+        name: str | list[str] | None = None,
+        force: bool = False,
+        module: Any = None,
+    ) -> Any:
         register = super().register_module
 
         def both(obj: Any) -> Any:
@@ -35,7 +38,8 @@ class _Registry(_root.Registry):
 
 def _child(root: _root.Registry, room: str) -> _Registry:
     return _Registry(
-        root.name, scope=SCOPE, parent=root, locations=[f'{SCOPE}.{room}'])
+        root.name, scope=SCOPE, parent=root, locations=[f'{SCOPE}.{room}']
+    )
 
 
 MODELS = _child(_root.MODELS, 'losses')
@@ -43,4 +47,4 @@ HOOKS = _child(_root.HOOKS, 'hooks')
 METRICS = _child(_root.METRICS, 'metrics')
 DATASETS = _child(_root.DATASETS, 'datasets')
 
-__all__ = ['SCOPE', 'MODELS', 'HOOKS', 'METRICS', 'DATASETS']
+__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'SCOPE']

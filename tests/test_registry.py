@@ -3,6 +3,7 @@
 Each check runs in a process of its own, as imports cannot be undone. The
 program below answers one JSON object a line.
 """
+
 import importlib.util
 import itertools
 import json
@@ -167,22 +168,28 @@ def names():
 @pytest.fixture
 def run(names):
     from lt_losses_mm.losses import LongTailLoss
+
     losses = [
-        n for n, cls in ours.MODELS.module_dict.items()
+        n
+        for n, cls in ours.MODELS.module_dict.items()
         if issubclass(cls, LongTailLoss)
     ]
 
     def jobs(*work):
         done = subprocess.run(
             [
-                sys.executable, '-c', PROGRAM,
-                json.dumps([names, losses, PRESENT, work])
+                sys.executable,
+                '-c',
+                PROGRAM,
+                json.dumps([names, losses, PRESENT, work]),
             ],
             capture_output=True,
-            text=True)
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         answers = [
-            json.loads(line) for line in done.stdout.splitlines()
+            json.loads(line)
+            for line in done.stdout.splitlines()
             if line.startswith('[')
         ]
         assert len(answers) == len(work), done.stdout + done.stderr
@@ -193,18 +200,22 @@ def run(names):
 
 def test_names(names):
     assert {'BalancedSoftmaxLoss', 'BalancedSigmoidLoss'} <= set(
-        names['MODELS'])
+        names['MODELS']
+    )
     assert {'ClassPriorHook', 'PostHocLogitAdjustmentHook'} <= set(
-        names['HOOKS'])
+        names['HOOKS']
+    )
 
 
 @pytest.fixture
 def config(tmp_path):
     """What a user adds to an existing config."""
     path = tmp_path / 'config.py'
-    path.write_text("custom_imports = dict(imports=['lt_losses_mm'])\n"
-                    "loss = dict(type='BalancedSoftmaxLoss', "
-                    'class_counts=[3, 1])\n')
+    path.write_text(
+        "custom_imports = dict(imports=['lt_losses_mm'])\n"
+        "loss = dict(type='BalancedSoftmaxLoss', "
+        'class_counts=[3, 1])\n'
+    )
     return str(path)
 
 
@@ -215,27 +226,41 @@ def test_without_hosts(run):
 @pytest.mark.skipif(not PRESENT, reason='no host is installed')
 def test_with_hosts(run, config):
     """The plugin before all hosts, after them, and never imported."""
-    assert not run(['prefixed'], ['custom', config],
-                   ['ordered', ['lt_losses_mm', *PRESENT]],
-                   ['ordered', [*PRESENT, 'lt_losses_mm']], ['clashes'])
+    assert not run(
+        ['prefixed'],
+        ['custom', config],
+        ['ordered', ['lt_losses_mm', *PRESENT]],
+        ['ordered', [*PRESENT, 'lt_losses_mm']],
+        ['clashes'],
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('first', ['lt_losses_mm', *PRESENT])
 def test_bare_names_in_every_order(run, first):
     rest = {'lt_losses_mm', *PRESENT} - {first}
-    assert not run(*(['ordered', [first, *order]]
-                     for order in itertools.permutations(sorted(rest))))
+    assert not run(
+        *(
+            ['ordered', [first, *order]]
+            for order in itertools.permutations(sorted(rest))
+        )
+    )
 
 
 @pytest.mark.slow
 def test_every_subset_of_the_hosts(run):
-    assert not run(*(['subset', present] for n in range(len(PRESENT) + 1)
-                     for present in itertools.combinations(PRESENT, n)))
+    assert not run(
+        *(
+            ['subset', present]
+            for n in range(len(PRESENT) + 1)
+            for present in itertools.combinations(PRESENT, n)
+        )
+    )
 
 
 def test_every_way_to_register_shows_in_the_root():
     from mmengine.registry import HOOKS as ROOT
+
     room = ours.HOOKS
 
     class Probe:

@@ -4,6 +4,7 @@ Each case inherits a stock config and replaces the loss, as a user would. The
 models are shrunk (never the head's wiring), built, trained for one step on
 generated data, and asked to predict.
 """
+
 import importlib
 from typing import NamedTuple
 
@@ -15,13 +16,15 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 
-import lt_losses_mm  # noqa: F401
+import lt_losses_mm
 
 slow = pytest.mark.slow
 
 SOFTMAX = "dict(_delete_=True, type='lt_losses_mm.BalancedSoftmaxLoss', "
-SIGMOID = ("dict(_delete_=True, type='lt_losses_mm.BalancedSigmoidLoss', "
-           'use_sigmoid=True, ')
+SIGMOID = (
+    "dict(_delete_=True, type='lt_losses_mm.BalancedSigmoidLoss', "
+    'use_sigmoid=True, '
+)
 
 
 class Case(NamedTuple):
@@ -89,97 +92,119 @@ del head
 def stages(n, **kwargs):
     return {
         f'roi_head.bbox_head.{i}.{key}': value
-        for i in range(n) for key, value in kwargs.items()
+        for i in range(n)
+        for key, value in kwargs.items()
     }
 
 
 DETECTORS = dict(
     mask_rcnn_lvis=Case(
         'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py',
-        LEAF_ROI.format(SOFTMAX + "class_counts='lvis_v1')"), {
+        LEAF_ROI.format(SOFTMAX + "class_counts='lvis_v1')"),
+        {
             **RCNN,
             **ONE_HEAD,
             'roi_head.mask_roi_extractor.out_channels': 16,
             'roi_head.mask_head.in_channels': 16,
             'roi_head.mask_head.conv_out_channels': 16,
-        }),
-    faster_rcnn=Case('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-                     LEAF_ROI.format(SIGMOID + counts(80)), {
-                         **RCNN,
-                         **ONE_HEAD
-                     }),
+        },
+    ),
+    faster_rcnn=Case(
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+        LEAF_ROI.format(SIGMOID + counts(80)),
+        {**RCNN, **ONE_HEAD},
+    ),
     faster_rcnn_objectness=Case(
         'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-        LEAF_ROI.format(SOFTMAX + "background='objectness', " + counts(80)), {
-            **RCNN,
-            **ONE_HEAD
-        }),
+        LEAF_ROI.format(SOFTMAX + "background='objectness', " + counts(80)),
+        {**RCNN, **ONE_HEAD},
+    ),
     faster_rcnn_ohem=Case(
         'mmdet::faster_rcnn/faster-rcnn_r50_fpn_ohem_1x_coco.py',
-        LEAF_ROI.format(SOFTMAX + counts(80)), {
-            **RCNN,
-            **ONE_HEAD
-        }),
+        LEAF_ROI.format(SOFTMAX + counts(80)),
+        {**RCNN, **ONE_HEAD},
+    ),
     cascade_rcnn=Case(
         'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
-        EACH_HEAD.format("dict(type='lt_losses_mm.BalancedSoftmaxLoss', " +
-                         counts(80)), {
-                             **RCNN,
-                             **stages(3, in_channels=16, fc_out_channels=16)
-                         },
-        terms=3),
+        EACH_HEAD.format(
+            "dict(type='lt_losses_mm.BalancedSoftmaxLoss', " + counts(80)
+        ),
+        {**RCNN, **stages(3, in_channels=16, fc_out_channels=16)},
+        terms=3,
+    ),
     sparse_rcnn=Case(
         'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py',
-        EACH_HEAD.format("dict(type='lt_losses_mm.BalancedSigmoidLoss', " +
-                         counts(80)), {
-                             **R18, 'neck.in_channels': [8, 16, 32, 64],
-                             'rpn_head.num_proposals': 20,
-                             'test_cfg.rcnn.max_per_img': 20,
-                             **stages(6, feedforward_channels=16)
-                         },
-        terms=6),
-    retinanet=Case('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
-                   LEAF_DENSE.format(SIGMOID + counts(80)), DENSE),
-    atss=Case('mmdet::atss/atss_r50_fpn_1x_coco.py',
-              LEAF_DENSE.format(SIGMOID + counts(80)), {
-                  **DENSE, 'bbox_head.norm_cfg': None
-              }),
-    fcos=Case('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
-              LEAF_DENSE.format(SIGMOID + counts(80)), {
-                  **DENSE, 'bbox_head.norm_cfg': None
-              }),
-    detr=Case('mmdet::detr/detr_r50_8xb2-150e_coco.py',
-              LEAF_DENSE.format(SOFTMAX + 'class_weight=1.0, bg_cls_weight=0.1'
-                                ', ' + counts(80)), {
-                                    **DETR, 'neck.in_channels': [64]
-                                },
-              terms=2),
+        EACH_HEAD.format(
+            "dict(type='lt_losses_mm.BalancedSigmoidLoss', " + counts(80)
+        ),
+        {
+            **R18,
+            'neck.in_channels': [8, 16, 32, 64],
+            'rpn_head.num_proposals': 20,
+            'test_cfg.rcnn.max_per_img': 20,
+            **stages(6, feedforward_channels=16),
+        },
+        terms=6,
+    ),
+    retinanet=Case(
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        LEAF_DENSE.format(SIGMOID + counts(80)),
+        DENSE,
+    ),
+    atss=Case(
+        'mmdet::atss/atss_r50_fpn_1x_coco.py',
+        LEAF_DENSE.format(SIGMOID + counts(80)),
+        {**DENSE, 'bbox_head.norm_cfg': None},
+    ),
+    fcos=Case(
+        'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+        LEAF_DENSE.format(SIGMOID + counts(80)),
+        {**DENSE, 'bbox_head.norm_cfg': None},
+    ),
+    detr=Case(
+        'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+        LEAF_DENSE.format(
+            SOFTMAX + 'class_weight=1.0, bg_cls_weight=0.1, ' + counts(80)
+        ),
+        {**DETR, 'neck.in_channels': [64]},
+        terms=2,
+    ),
     deformable_detr=Case(
         'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
-        LEAF_DENSE.format(SIGMOID + counts(80)), DETR, terms=2),
-    dino=Case('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
-              LEAF_DENSE.format(SIGMOID + counts(80)), {
-                  **DETR, 'dn_cfg.group_cfg.num_dn_queries': 4
-              },
-              terms=5),
+        LEAF_DENSE.format(SIGMOID + counts(80)),
+        DETR,
+        terms=2,
+    ),
+    dino=Case(
+        'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+        LEAF_DENSE.format(SIGMOID + counts(80)),
+        {**DETR, 'dn_cfg.group_cfg.num_dn_queries': 4},
+        terms=5,
+    ),
     mask2former=Case(
         'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
         'model = dict(panoptic_head=dict(loss_cls={}))'.format(
-            SOFTMAX + 'loss_weight=2.0, class_weight=[1.0] * 80 + [0.1], ' +
-            counts(80)), {
-                **R18, 'panoptic_head.in_channels': [8, 16, 32, 64],
-                'panoptic_head.num_queries': 20,
-                'panoptic_head.pixel_decoder.encoder.num_layers': 1,
-                'panoptic_head.transformer_decoder.num_layers': 2,
-                'panoptic_head.num_transformer_feat_level': 3,
-                'test_cfg.max_per_image': 20,
-            },
-        terms=3),
+            SOFTMAX
+            + 'loss_weight=2.0, class_weight=[1.0] * 80 + [0.1], '
+            + counts(80)
+        ),
+        {
+            **R18,
+            'panoptic_head.in_channels': [8, 16, 32, 64],
+            'panoptic_head.num_queries': 20,
+            'panoptic_head.pixel_decoder.encoder.num_layers': 1,
+            'panoptic_head.transformer_decoder.num_layers': 2,
+            'panoptic_head.num_transformer_feat_level': 3,
+            'test_cfg.max_per_image': 20,
+        },
+        terms=3,
+    ),
 )
 
 
 def detection_data(model, case):
     from mmdet.testing import demo_mm_inputs
+
     height, width = case.shape
     heads = [m for m in model.modules() if hasattr(m, 'loss_cls')]
     return demo_mm_inputs(
@@ -187,7 +212,8 @@ def detection_data(model, case):
         image_shapes=[(3, height, width)] * 2,
         num_items=[3, 1],
         num_classes=heads[-1].num_classes,
-        with_mask=True)
+        with_mask=True,
+    )
 
 
 # -------------------------------------------------------------- mmpretrain
@@ -196,60 +222,81 @@ R18_CLS = {
     'backbone.depth': 18,
     'backbone.base_channels': 8,
     'backbone.stem_channels': 8,
-    'head.in_channels': 64
+    'head.in_channels': 64,
 }
 IMAGENET_LT = SOFTMAX + "class_counts='imagenet_lt')"
 CLASSIFIERS = dict(
-    resnet50=Case('mmpretrain::resnet/resnet50_8xb32_in1k.py',
-                  HEAD.format(IMAGENET_LT), R18_CLS),
-    resnet50_mixup=Case('mmpretrain::resnet/resnet50_8xb32-mixup_in1k.py',
-                        HEAD.format(IMAGENET_LT), R18_CLS),
+    resnet50=Case(
+        'mmpretrain::resnet/resnet50_8xb32_in1k.py',
+        HEAD.format(IMAGENET_LT),
+        R18_CLS,
+    ),
+    resnet50_mixup=Case(
+        'mmpretrain::resnet/resnet50_8xb32-mixup_in1k.py',
+        HEAD.format(IMAGENET_LT),
+        R18_CLS,
+    ),
     resnet50_sigmoid=Case(
         'mmpretrain::resnet/resnet50_8xb256-rsb-a2-300e_in1k.py',
-        HEAD.format(SIGMOID + "class_counts='imagenet_lt')"), R18_CLS),
-    resnet18_cifar=Case('mmpretrain::resnet/resnet18_8xb16_cifar10.py',
-                        HEAD.format(SOFTMAX + counts(10)), {
-                            'backbone.base_channels': 8,
-                            'backbone.stem_channels': 8,
-                            'head.in_channels': 64
-                        }, (32, 32)),
+        HEAD.format(SIGMOID + "class_counts='imagenet_lt')"),
+        R18_CLS,
+    ),
+    resnet18_cifar=Case(
+        'mmpretrain::resnet/resnet18_8xb16_cifar10.py',
+        HEAD.format(SOFTMAX + counts(10)),
+        {
+            'backbone.base_channels': 8,
+            'backbone.stem_channels': 8,
+            'head.in_channels': 64,
+        },
+        (32, 32),
+    ),
     vit=Case(
         'mmpretrain::vision_transformer/vit-base-p16_64xb64_in1k.py',
-        HEAD.format(IMAGENET_LT), {
-            'backbone.arch':
-            dict(
+        HEAD.format(IMAGENET_LT),
+        {
+            'backbone.arch': dict(
                 _delete_=True,
                 embed_dims=16,
                 num_layers=2,
                 num_heads=2,
-                feedforward_channels=16),
+                feedforward_channels=16,
+            ),
             'backbone.img_size': 64,
             'head.in_channels': 16,
-        }),
+        },
+    ),
     swin_mixup_cutmix=Case(
         'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py',
-        HEAD.format(IMAGENET_LT), {
-            'backbone.arch':
-            dict(
+        HEAD.format(IMAGENET_LT),
+        {
+            'backbone.arch': dict(
                 _delete_=True,
                 embed_dims=8,
                 depths=[1, 1, 1, 1],
-                num_heads=[1, 1, 1, 1]),
+                num_heads=[1, 1, 1, 1],
+            ),
             'head.in_channels': 64,
-        }, (224, 224)),
-    conformer=Case('mmpretrain::conformer/conformer-tiny-p16_8xb128_in1k.py',
-                   HEAD.format(IMAGENET_LT), {}),
-    vgg_multi_label=Case('mmpretrain::vgg/vgg16_8xb16_voc.py',
-                         HEAD.format(SIGMOID + counts(20)),
-                         {
-                             'backbone.depth': 11,
-                             'backbone.init_cfg': None
-                         }, (224, 224)),
+        },
+        (224, 224),
+    ),
+    conformer=Case(
+        'mmpretrain::conformer/conformer-tiny-p16_8xb128_in1k.py',
+        HEAD.format(IMAGENET_LT),
+        {},
+    ),
+    vgg_multi_label=Case(
+        'mmpretrain::vgg/vgg16_8xb16_voc.py',
+        HEAD.format(SIGMOID + counts(20)),
+        {'backbone.depth': 11, 'backbone.init_cfg': None},
+        (224, 224),
+    ),
 )
 
 
 def classification_data(model, case):
     from mmpretrain.structures import DataSample
+
     head = model.head
     num_classes = getattr(head, 'num_classes', None) or 20
     several = type(head).__name__ == 'MultiLabelClsHead'
@@ -262,17 +309,17 @@ def classification_data(model, case):
             sample.set_gt_label(label)
         samples.append(sample)
     return dict(
-        inputs=torch.randint(0, 255, (2, 3, *case.shape)),
-        data_samples=samples)
+        inputs=torch.randint(0, 255, (2, 3, *case.shape)), data_samples=samples
+    )
 
 
 # ------------------------------------------------------------------- mmseg
 ADE20K = SOFTMAX + "class_counts='ade20k'"
-DECODE = f'''
+DECODE = f"""
 model = dict(
     decode_head=dict(loss_decode={ADE20K})),
     auxiliary_head=dict(loss_decode={ADE20K}, loss_weight=0.4)))
-'''
+"""
 R18_SEG = {
     'pretrained': None,
     'backbone.depth': 18,
@@ -284,53 +331,74 @@ R18_SEG = {
     'auxiliary_head.channels': 16,
 }
 SEGMENTORS = dict(
-    fcn=Case('mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py', DECODE,
-             R18_SEG, terms=2),
+    fcn=Case(
+        'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py',
+        DECODE,
+        R18_SEG,
+        terms=2,
+    ),
     deeplabv3plus=Case(
         'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py',
-        DECODE, {
-            **R18_SEG, 'decode_head.c1_in_channels': 8,
-            'decode_head.c1_channels': 8
-        }, terms=2),
-    upernet=Case('mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py',
-                 DECODE, {
-                     **R18_SEG, 'decode_head.in_channels': [8, 16, 32, 64]
-                 }, terms=2),
+        DECODE,
+        {
+            **R18_SEG,
+            'decode_head.c1_in_channels': 8,
+            'decode_head.c1_channels': 8,
+        },
+        terms=2,
+    ),
+    upernet=Case(
+        'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py',
+        DECODE,
+        {**R18_SEG, 'decode_head.in_channels': [8, 16, 32, 64]},
+        terms=2,
+    ),
     pspnet_ohem=Case(
         'mmseg::pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py',
         DECODE.replace(
             'decode_head=dict(',
             'decode_head=dict(sampler=dict('
-            "type='OHEMPixelSampler', min_kept=1000), ", 1), R18_SEG,
-        terms=2),
+            "type='OHEMPixelSampler', min_kept=1000), ",
+            1,
+        ),
+        R18_SEG,
+        terms=2,
+    ),
     segformer=Case(
         'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
-        f'model = dict(decode_head=dict(loss_decode={ADE20K})))', {
+        f'model = dict(decode_head=dict(loss_decode={ADE20K})))',
+        {
             'pretrained': None,
             'backbone.init_cfg': None,
             'backbone.num_layers': [1, 1, 1, 1],
-        }),
+        },
+    ),
     pointrend=Case(
         'mmseg::point_rend/pointrend_r50_4xb4-160k_ade20k-512x512.py',
-        EACH_HEAD.replace('roi_head.bbox_head', 'decode_head').replace(
-            'loss_cls', 'loss_decode').format(
-                "dict(type='lt_losses_mm.BalancedSoftmaxLoss', "
-                "class_counts='ade20k')"), {
-                    'pretrained': None,
-                    'backbone.depth': 18,
-                    'backbone.base_channels': 8,
-                    'backbone.stem_channels': 8,
-                    'neck.in_channels': [8, 16, 32, 64],
-                    'train_cfg.num_points': 32,
-                    'test_cfg.subdivision_num_points': 32,
-                },
-        terms=2),
+        EACH_HEAD.replace('roi_head.bbox_head', 'decode_head')
+        .replace('loss_cls', 'loss_decode')
+        .format(
+            "dict(type='lt_losses_mm.BalancedSoftmaxLoss', "
+            "class_counts='ade20k')"
+        ),
+        {
+            'pretrained': None,
+            'backbone.depth': 18,
+            'backbone.base_channels': 8,
+            'backbone.stem_channels': 8,
+            'neck.in_channels': [8, 16, 32, 64],
+            'train_cfg.num_points': 32,
+            'test_cfg.subdivision_num_points': 32,
+        },
+        terms=2,
+    ),
 )
 
 
 def segmentation_data(model, case):
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
+
     samples = []
     for _ in range(2):
         label = torch.randint(0, 150, (1, *case.shape))
@@ -341,24 +409,35 @@ def segmentation_data(model, case):
                 metainfo=dict(
                     img_shape=case.shape,
                     ori_shape=case.shape,
-                    pad_shape=case.shape)))
+                    pad_shape=case.shape,
+                ),
+            )
+        )
     return dict(
         inputs=list(torch.randint(0, 255, (2, 3, *case.shape))),
-        data_samples=samples)
+        data_samples=samples,
+    )
 
 
 FAMILIES = dict(
     mmdet=(DETECTORS, detection_data),
     mmpretrain=(CLASSIFIERS, classification_data),
-    mmseg=(SEGMENTORS, segmentation_data))
+    mmseg=(SEGMENTORS, segmentation_data),
+)
 LONG = {
-    'mask2former', 'sparse_rcnn', 'vgg_multi_label', 'deeplabv3plus',
-    'upernet', 'pointrend'
+    'mask2former',
+    'sparse_rcnn',
+    'vgg_multi_label',
+    'deeplabv3plus',
+    'upernet',
+    'pointrend',
 }
 CASES = [
     pytest.param(
-        host, name, id=f'{host}-{name}', marks=slow if name in LONG else [])
-    for host, (cases, _) in FAMILIES.items() for name in cases
+        host, name, id=f'{host}-{name}', marks=slow if name in LONG else []
+    )
+    for host, (cases, _) in FAMILIES.items()
+    for name in cases
 ]
 
 
@@ -372,7 +451,8 @@ def test_one_line_change(host, name, tmp_path):
     path.write_text(f"_base_ = ['{case.config}']\n{case.change}\n")
     cfg = Config.fromfile(path)
     cfg.merge_from_dict(
-        {f'model.{key}': value for key, value in case.small.items()})
+        {f'model.{key}': value for key, value in case.small.items()}
+    )
     if 'data_preprocessor' in cfg:  # as the Runner does
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
 
@@ -383,7 +463,8 @@ def test_one_line_change(host, name, tmp_path):
         model = revert_sync_batchnorm(registry.MODELS.build(cfg.model))
         model.init_weights()
         losses = [
-            m for m in model.modules()
+            m
+            for m in model.modules()
             if isinstance(m, lt_losses_mm.losses.LongTailLoss)
         ]
         assert losses
@@ -399,9 +480,11 @@ def test_one_line_change(host, name, tmp_path):
         assert logs['loss'].isfinite(), logs
         assert sum(c.requires_grad for c in calls) >= case.terms
         assert sum(c.sum() for c in calls) > 0
-        assert any('head' in k or 'classifier' in k
-                   for k, v in model.named_parameters()
-                   if not torch.equal(v, before[k]))
+        assert any(
+            'head' in k or 'classifier' in k
+            for k, v in model.named_parameters()
+            if not torch.equal(v, before[k])
+        )
 
         model.eval()
         with torch.no_grad():

@@ -9,7 +9,7 @@ training sees it (through its wrappers and its sampler), or any source that
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict
 
 import numpy as np
 from _launch import load_config
@@ -41,8 +41,7 @@ def main() -> None:
     parser.add_argument(
         '--counts',
         metavar='SOURCE',
-        help='instead of a config: a file, or one of '
-        f'{", ".join(BENCHMARKS)}',
+        help=f'instead of a config: a file, or one of {", ".join(BENCHMARKS)}',
     )
     parser.add_argument(
         '--split', choices=['train', 'val', 'test'], default='train'
@@ -83,7 +82,7 @@ def main() -> None:
         parser.error('give either a config file or --counts SOURCE')
 
     if args.counts is not None:
-        facts: Dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         counts = load_class_counts(args.counts, unit=args.unit)
         by_image = (
             load_class_counts(args.counts, unit='image')
@@ -109,7 +108,7 @@ def main() -> None:
 
 def from_config(
     parser: argparse.ArgumentParser, args: argparse.Namespace
-) -> Tuple[ClassCounts, ClassCounts, Dict[str, Any], str]:
+) -> tuple[ClassCounts, ClassCounts, dict[str, Any], str]:
     """Counts as seen, image counts without re-balancing, facts, group kind."""
     cfg = load_config(parser, args)
     loader = cfg.get(f'{args.split}_dataloader')
@@ -144,8 +143,8 @@ def from_config(
 
 def report(
     counts: ClassCounts,
-    groups: Optional[Groups],
-    facts: Dict[str, Any],
+    groups: Groups | None,
+    facts: dict[str, Any],
     rows: int,
 ) -> None:
     """Print the summary and the ends of the distribution."""
@@ -189,7 +188,7 @@ def report(
     console.print(ends)
 
 
-def plot(counts: ClassCounts, groups: Optional[Groups], path: str) -> None:
+def plot(counts: ClassCounts, groups: Groups | None, path: str) -> None:
     """Draw the counts over their rank, on a linear and on a log axis."""
     import matplotlib
 

@@ -8,6 +8,7 @@ Menon et al., "Long-tail learning via logit adjustment", ICLR 2021
 :func:`torch.nn.functional.cross_entropy`, so that (N, C, H, W) maps need no
 permuted copy. Logits of fp16 and bf16 are computed in fp32.
 """
+
 from __future__ import annotations
 
 import torch
@@ -22,15 +23,13 @@ def _upcast(logits: Tensor) -> Tensor:
 
 def _add_shift(logits: Tensor, shift: Tensor) -> Tensor:
     logits = _upcast(logits)
-    shape = (1, -1) + (1, ) * (logits.dim() - 2)
+    shape = (1, -1) + (1,) * (logits.dim() - 2)
     return logits + shift.to(logits.dtype).view(shape)
 
 
-def shifted_softmax_cross_entropy(logits: Tensor,
-                                  labels: Tensor,
-                                  shift: Tensor,
-                                  *,
-                                  ignore_index: int = -100) -> Tensor:
+def shifted_softmax_cross_entropy(
+    logits: Tensor, labels: Tensor, shift: Tensor, *, ignore_index: int = -100
+) -> Tensor:
     r"""Cross-entropy of shifted logits, :math:`CE(z + s, y)`, per row.
 
     Args:
@@ -47,16 +46,16 @@ def shifted_softmax_cross_entropy(logits: Tensor,
     if labels.is_floating_point():
         # PyTorch refuses soft labels together with an ignore_index >= 0.
         return F.cross_entropy(
-            logits, labels.to(logits.dtype), reduction='none')
+            logits, labels.to(logits.dtype), reduction='none'
+        )
     return F.cross_entropy(
-        logits, labels, reduction='none', ignore_index=ignore_index)
+        logits, labels, reduction='none', ignore_index=ignore_index
+    )
 
 
-def shifted_sigmoid_cross_entropy(logits: Tensor,
-                                  labels: Tensor,
-                                  shift: Tensor,
-                                  *,
-                                  ignore_index: int = -100) -> Tensor:
+def shifted_sigmoid_cross_entropy(
+    logits: Tensor, labels: Tensor, shift: Tensor, *, ignore_index: int = -100
+) -> Tensor:
     r"""Binary cross-entropy of shifted logits, per row and class.
 
     :math:`-\log\sigma(-(z_j + s_j)) - t_j (z_j + s_j)`, where t is the
@@ -74,8 +73,10 @@ def shifted_sigmoid_cross_entropy(logits: Tensor,
         Tensor: The logits' shape, fp32 or the logits' wider type.
     """
     logits = (
-        _add_shift(logits, shift) if shift.dim() == 1 else _upcast(logits) +
-        shift.to(_upcast(logits).dtype))
+        _add_shift(logits, shift)
+        if shift.dim() == 1
+        else _upcast(logits) + shift.to(_upcast(logits).dtype)
+    )
     loss = -F.logsigmoid(-logits)
     if labels.is_floating_point():
         return loss - labels.to(logits.dtype) * logits
@@ -88,12 +89,14 @@ def shifted_sigmoid_cross_entropy(logits: Tensor,
     return loss.masked_fill(ignored.unsqueeze(1), 0)
 
 
-def balanced_softmax_cross_entropy(logits: Tensor,
-                                   labels: Tensor,
-                                   prior: Tensor,
-                                   *,
-                                   tau: float = 1.0,
-                                   ignore_index: int = -100) -> Tensor:
+def balanced_softmax_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    prior: Tensor,
+    *,
+    tau: float = 1.0,
+    ignore_index: int = -100,
+) -> Tensor:
     r"""Balanced Softmax, :math:`CE(z + \tau \log \pi, y)`, per row.
 
     Eq. 4 of the Balanced Softmax paper for tau = 1, the logit-adjusted loss
@@ -121,15 +124,18 @@ def balanced_softmax_cross_entropy(logits: Tensor,
         tensor([4.2122])
     """
     return shifted_softmax_cross_entropy(
-        logits, labels, tau * prior.log(), ignore_index=ignore_index)
+        logits, labels, tau * prior.log(), ignore_index=ignore_index
+    )
 
 
-def balanced_sigmoid_cross_entropy(logits: Tensor,
-                                   labels: Tensor,
-                                   prior: Tensor,
-                                   *,
-                                   tau: float = 1.0,
-                                   ignore_index: int = -100) -> Tensor:
+def balanced_sigmoid_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    prior: Tensor,
+    *,
+    tau: float = 1.0,
+    ignore_index: int = -100,
+) -> Tensor:
     r"""Balanced Sigmoid, :math:`BCE(z + \tau \operatorname{logit}(\pi), t)`.
 
     The sigmoid form of Balanced Softmax: each class is a binary problem whose
@@ -154,4 +160,5 @@ def balanced_sigmoid_cross_entropy(logits: Tensor,
     """
     shift = tau * (prior.log() - torch.log1p(-prior))
     return shifted_sigmoid_cross_entropy(
-        logits, labels, shift, ignore_index=ignore_index)
+        logits, labels, shift, ignore_index=ignore_index
+    )

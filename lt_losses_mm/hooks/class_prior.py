@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Fills class counts that a config leaves to the training data."""
+
 from __future__ import annotations
 
 from typing import Any, Iterator
@@ -12,14 +13,13 @@ from torch.utils.data import ConcatDataset, DataLoader
 from ..compat import patch_lvis
 from ..losses import LongTailLoss
 from ..metrics.base import FrequencyMetric
-from ..priors import (ClassCounts, count_dataset, expected_draws,
-                      rebalanced_by)
+from ..priors import ClassCounts, count_dataset, expected_draws, rebalanced_by
 from ..registry import HOOKS
 
 
-def counts_of_training_data(runner: Runner,
-                            unit: str | None = None,
-                            as_drawn: bool = True) -> ClassCounts:
+def counts_of_training_data(
+    runner: Runner, unit: str | None = None, as_drawn: bool = True
+) -> ClassCounts:
     """Class counts of the runner's training data.
 
     Args:
@@ -34,7 +34,8 @@ def counts_of_training_data(runner: Runner,
     loader = _train_dataloader(runner)
     if as_drawn:
         return count_dataset(
-            loader.dataset, sampler=_sampler(loader), unit=unit)
+            loader.dataset, sampler=_sampler(loader), unit=unit
+        )
     inner = {id(leaf): leaf for leaf, _ in expected_draws(loader.dataset)}
     return count_dataset(ConcatDataset(list(inner.values())), unit=unit)
 
@@ -45,15 +46,19 @@ def _train_dataloader(runner: Runner) -> DataLoader:
     if loop is not None and not isinstance(loop, dict):
         return loop.dataloader
     loader = runner._train_dataloader
-    fix = ('Give class_counts as a list, a file or the name of a benchmark.')
+    fix = 'Give class_counts as a list, a file or the name of a benchmark.'
     if loader is None:
-        raise RuntimeError("class_counts='auto' needs the training data, but "
-                           f'this config has no train_dataloader. {fix}')
+        raise RuntimeError(
+            "class_counts='auto' needs the training data, but "
+            f'this config has no train_dataloader. {fix}'
+        )
     try:
         return runner.build_dataloader(loader)
     except OSError as error:
-        raise RuntimeError("class_counts='auto' needs the training data, "
-                           f'which cannot be read ({error}). {fix}') from error
+        raise RuntimeError(
+            "class_counts='auto' needs the training data, "
+            f'which cannot be read ({error}). {fix}'
+        ) from error
 
 
 def _sampler(loader: DataLoader) -> Any:
@@ -110,15 +115,18 @@ class ClassPriorHook(Hook):
                 runner.logger.info(
                     f"{name}: class_counts='auto' filled from {counts.source} "
                     f'({counts.num_classes} classes, unit {counts.unit}, '
-                    f'{counts.counts.min():g} to {counts.counts.max():g})')
+                    f'{counts.counts.min():g} to {counts.counts.max():g})'
+                )
             elif not before.equal(loss.class_counts):
                 runner.logger.info(
                     f'{name}: class counts of the checkpoint replaced by '
-                    'those of the training data')
+                    'those of the training data'
+                )
 
     def _warn_of_double_correction(self, runner: Runner) -> None:
         fixed = [
-            name for name, loss in _losses(runner)
+            name
+            for name, loss in _losses(runner)
             if not loss.auto_counts and loss.tau > 0
         ]
         if not fixed:
@@ -130,17 +138,21 @@ class ClassPriorHook(Hook):
                 f'Double correction: {balancing} already balances the '
                 f'training data, while the class_counts of {", ".join(fixed)} '
                 "are fixed. Use class_counts='auto', which counts what the "
-                'model sees, or sample without balancing.')
+                'model sees, or sample without balancing.'
+            )
 
     def _fill_metrics(self, runner: Runner, loop: Any) -> None:
         if loop is None or isinstance(loop, dict):
             return
         for metric in loop.evaluator.metrics:
             if isinstance(metric, FrequencyMetric) and isinstance(
-                    metric.class_counts, str):
+                metric.class_counts, str
+            ):
                 metric.set_class_counts(
                     counts_of_training_data(
-                        runner, metric.count_unit, as_drawn=False))
+                        runner, metric.count_unit, as_drawn=False
+                    )
+                )
 
 
 def _is_training(runner: Runner) -> bool:
@@ -174,4 +186,5 @@ def _check_heads(runner: Runner) -> None:
                 f'{name}: class_counts of {loss.num_classes} classes, '
                 f'expected num_classes={expected} of '
                 f'{type(heads[owner]).__name__}; give one count for each '
-                'class of the data set, background left out')
+                'class of the data set, background left out'
+            )

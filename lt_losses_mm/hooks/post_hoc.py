@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Logit adjustment at test time, for a model trained with any loss."""
+
 from __future__ import annotations
 
 import functools
@@ -40,17 +41,21 @@ class PostHocLogitAdjustmentHook(Hook):
         background (str | float): ``'keep_odds'`` or the prior of background.
     """
 
-    def __init__(self,
-                 tau: float = 1.0,
-                 class_counts: Any = 'auto',
-                 count_unit: str | None = None,
-                 background: Background = 'keep_odds') -> None:
+    def __init__(
+        self,
+        tau: float = 1.0,
+        class_counts: Any = 'auto',
+        count_unit: str | None = None,
+        background: Background = 'keep_odds',
+    ) -> None:
         self.tau = LongTailLoss._check_number('tau', tau, low=0)
-        if background != 'keep_odds' and not (isinstance(background, float)
-                                              and 0 < background < 1):
+        if background != 'keep_odds' and not (
+            isinstance(background, float) and 0 < background < 1
+        ):
             raise ValueError(
                 f'PostHocLogitAdjustmentHook: background={background!r}, '
-                "expected 'keep_odds' or a float in (0, 1)")
+                "expected 'keep_odds' or a float in (0, 1)"
+            )
         self.background = background
         self.count_unit = count_unit
         self._counts: ClassCounts | None = None
@@ -80,13 +85,16 @@ class PostHocLogitAdjustmentHook(Hook):
                 'PostHocLogitAdjustmentHook: no classification head found in '
                 f'{type(runner.model).__name__}; it knows heads with '
                 'loss_cls (mmdet), loss_module (mmpretrain) or loss_decode '
-                '(mmseg)')
+                '(mmseg)'
+            )
         for name, module, method in classifiers:
-            setattr(module, method,
-                    self._adjusted(module, getattr(module, method)))
+            setattr(
+                module, method, self._adjusted(module, getattr(module, method))
+            )
             self._undo.append(functools.partial(delattr, module, method))
-            runner.logger.info(f'post-hoc logit adjustment of {name}: '
-                               f'tau={self.tau}')
+            runner.logger.info(
+                f'post-hoc logit adjustment of {name}: tau={self.tau}'
+            )
 
     def _restore(self) -> None:
         while self._undo:
@@ -113,13 +121,15 @@ class PostHocLogitAdjustmentHook(Hook):
         dim, columns = _class_dim(head, logits)
         shift = (
             sigmoid_shift(counts, self.background)
-            if columns == num_classes and _uses_sigmoid(head) else
-            softmax_shift(counts, columns, self.background))
+            if columns == num_classes and _uses_sigmoid(head)
+            else softmax_shift(counts, columns, self.background)
+        )
         if shift.numel() != columns:
             raise ValueError(
                 f'PostHocLogitAdjustmentHook: {type(head).__name__} gives '
                 f'{columns} logit columns, class_counts are {num_classes}; '
-                'expected as many, or one more for background')
+                'expected as many, or one more for background'
+            )
         shift = self.tau * shift.to(logits.dtype)
         if dim == logits.dim() - 1:
             return logits - shift
@@ -139,8 +149,9 @@ def _classifiers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
             if hasattr(head, 'loss_decode'):
                 yield name or type(module).__name__, module, 'encode_decode'
         elif 'rpn' not in name and any(
-                isinstance(getattr(module, attr, None), nn.Module)
-                for attr in ('loss_cls', 'loss_module')):
+            isinstance(getattr(module, attr, None), nn.Module)
+            for attr in ('loss_cls', 'loss_module')
+        ):
             yield name, module, 'forward'
 
 

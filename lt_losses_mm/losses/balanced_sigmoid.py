@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Balanced Sigmoid."""
+
 from __future__ import annotations
 
 import torch
@@ -41,24 +42,32 @@ class BalancedSigmoidLoss(LongTailLoss):
 
     def columns(self, num_classes: int) -> tuple[int, ...]:
         if self.background == 'objectness':
-            return (num_classes + 1, )
-        return (num_classes, )
+            return (num_classes + 1,)
+        return (num_classes,)
 
-    def row_loss(self, logits: Tensor, labels: Tensor, ignore_index: int,
-                 element_weight: Tensor | None) -> Tensor:
+    def row_loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        element_weight: Tensor | None,
+    ) -> Tensor:
         num_classes = self.num_classes
         shift = sigmoid_shift(self.class_counts, self.background)
         if self.background == 'objectness':
             # Index C is the background column, so index labels need no change.
             shift = torch.cat([shift, shift.new_zeros(1)])
         shift = self.tau * shift
-        if self.background == 'foreground_rows' and \
-                not labels.is_floating_point():
+        if (
+            self.background == 'foreground_rows'
+            and not labels.is_floating_point()
+        ):
             has_object = (labels != num_classes).unsqueeze(1)
-            shape = (1, -1) + (1, ) * (logits.dim() - 2)
+            shape = (1, -1) + (1,) * (logits.dim() - 2)
             shift = shift.view(shape) * has_object
         loss = shifted_sigmoid_cross_entropy(
-            logits, labels, shift, ignore_index=ignore_index)
+            logits, labels, shift, ignore_index=ignore_index
+        )
         if element_weight is not None:
             loss = loss * element_weight.to(loss.dtype)
         return loss.sum(1)

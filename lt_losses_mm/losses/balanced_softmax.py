@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Balanced Softmax."""
+
 from __future__ import annotations
 
 from torch import Tensor
@@ -42,23 +43,36 @@ class BalancedSoftmaxLoss(LongTailLoss):
             return num_classes + 2, num_classes
         return num_classes + 1, num_classes
 
-    def row_loss(self, logits: Tensor, labels: Tensor, ignore_index: int,
-                 element_weight: Tensor | None) -> Tensor:
+    def row_loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        element_weight: Tensor | None,
+    ) -> Tensor:
         num_classes = self.num_classes
         if logits.size(1) == num_classes + 2:
             return self._objectness_loss(logits, labels, ignore_index)
-        shift = softmax_shift(self.class_counts, logits.size(1),
-                              self.background)
+        shift = softmax_shift(
+            self.class_counts, logits.size(1), self.background
+        )
         return shifted_softmax_cross_entropy(
-            logits, labels, self.tau * shift, ignore_index=ignore_index)
+            logits, labels, self.tau * shift, ignore_index=ignore_index
+        )
 
-    def _objectness_loss(self, logits: Tensor, labels: Tensor,
-                         ignore_index: int) -> Tensor:
+    def _objectness_loss(
+        self, logits: Tensor, labels: Tensor, ignore_index: int
+    ) -> Tensor:
         num_classes = self.num_classes
         if labels.is_floating_point():
             raise ValueError(
-                self._say('background', 'objectness', "'keep_odds'",
-                          'soft labels do not say which rows are objects'))
+                self._say(
+                    'background',
+                    'objectness',
+                    "'keep_odds'",
+                    'soft labels do not say which rows are objects',
+                )
+            )
         ignored = labels == ignore_index
         is_background = labels == num_classes
         shift = softmax_shift(self.class_counts, num_classes)
@@ -66,19 +80,22 @@ class BalancedSoftmaxLoss(LongTailLoss):
             logits[:, :num_classes],
             labels.masked_fill(is_background, ignore_index),
             self.tau * shift,
-            ignore_index=ignore_index)
+            ignore_index=ignore_index,
+        )
         of_object = shifted_softmax_cross_entropy(
             logits[:, num_classes:],
             is_background.long().masked_fill(ignored, ignore_index),
             shift.new_zeros(2),
-            ignore_index=ignore_index)
+            ignore_index=ignore_index,
+        )
         return of_class + of_object
 
     def scores(self, cls_score: Tensor) -> tuple[Tensor, Tensor]:
         if self.background == 'objectness':
             classes = cls_score[..., :-2].softmax(-1)
-            is_object, background = cls_score[..., -2:].softmax(-1).split(
-                1, dim=-1)
+            is_object, background = (
+                cls_score[..., -2:].softmax(-1).split(1, dim=-1)
+            )
             return classes * is_object, background
         scores = cls_score.softmax(-1)
         return scores[..., :-1], scores[..., -1:]

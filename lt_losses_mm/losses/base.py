@@ -4,6 +4,7 @@
 It owns class counts, label and weight conventions, reduction, and what the
 heads of the three hosts ask of a loss. A subclass states its formula.
 """
+
 from __future__ import annotations
 
 import math
@@ -79,42 +80,57 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     custom_activation = True
     custom_accuracy = True
 
-    def __init__(self,
-                 num_classes: int | None = None,
-                 class_counts: str | Sequence[float] | Tensor = 'auto',
-                 count_unit: str | None = None,
-                 tau: float = 1.0,
-                 background: Background = 'keep_odds',
-                 loss_weight: float = 1.0,
-                 reduction: str = 'mean',
-                 ignore_index: int | None = None,
-                 avg_non_ignore: bool = True,
-                 class_weight: Sequence[float] | None = None,
-                 loss_name: str | None = None,
-                 use_sigmoid: bool | None = None) -> None:
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        class_counts: str | Sequence[float] | Tensor = 'auto',
+        count_unit: str | None = None,
+        tau: float = 1.0,
+        background: Background = 'keep_odds',
+        loss_weight: float = 1.0,
+        reduction: str = 'mean',
+        ignore_index: int | None = None,
+        avg_non_ignore: bool = True,
+        class_weight: Sequence[float] | None = None,
+        loss_name: str | None = None,
+        use_sigmoid: bool | None = None,
+    ) -> None:
         super().__init__()
         self.tau = self._check_number('tau', tau, low=0)
         self.loss_weight = self._check_number('loss_weight', loss_weight)
         self.background = self._check_background(background)
         if reduction not in _REDUCTIONS:
             raise ValueError(
-                self._say('reduction', reduction, f'one of {_REDUCTIONS}'))
+                self._say('reduction', reduction, f'one of {_REDUCTIONS}')
+            )
         if use_sigmoid not in (None, self.use_sigmoid):
-            other = ('BalancedSigmoidLoss'
-                     if use_sigmoid else 'BalancedSoftmaxLoss')
+            other = (
+                'BalancedSigmoidLoss' if use_sigmoid else 'BalancedSoftmaxLoss'
+            )
             raise ValueError(
                 self._say(
-                    'use_sigmoid', use_sigmoid, f'{self.use_sigmoid}',
+                    'use_sigmoid',
+                    use_sigmoid,
+                    f'{self.use_sigmoid}',
                     f'this loss has its own activation: remove the key, or '
-                    f'take a loss of the other kind (such as {other})'))
-        if num_classes is not None and (not isinstance(num_classes, int)
-                                        or num_classes < 1):
+                    f'take a loss of the other kind (such as {other})',
+                )
+            )
+        if num_classes is not None and (
+            not isinstance(num_classes, int) or num_classes < 1
+        ):
             raise ValueError(
-                self._say('num_classes', num_classes, 'an int >= 1 or None'))
+                self._say('num_classes', num_classes, 'an int >= 1 or None')
+            )
         if class_weight is not None and self.use_sigmoid:
             raise ValueError(
-                self._say('class_weight', class_weight, 'None',
-                          'sigmoid losses take no class_weight; remove it'))
+                self._say(
+                    'class_weight',
+                    class_weight,
+                    'None',
+                    'sigmoid losses take no class_weight; remove it',
+                )
+            )
         self.reduction = reduction
         self.ignore_index = ignore_index
         self.avg_non_ignore = avg_non_ignore
@@ -126,15 +142,20 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         self.register_buffer('class_counts', torch.zeros(0))
         self.register_buffer(
             '_class_weight',
-            None if class_weight is None else torch.as_tensor(
-                class_weight, dtype=torch.float32),
-            persistent=False)
+            None
+            if class_weight is None
+            else torch.as_tensor(class_weight, dtype=torch.float32),
+            persistent=False,
+        )
         self.auto_counts = (
-            isinstance(class_counts, str) and class_counts == 'auto')
+            isinstance(class_counts, str) and class_counts == 'auto'
+        )
         if not self.auto_counts:
             self.set_class_counts(
                 load_class_counts(
-                    class_counts, num_classes=num_classes, unit=count_unit))
+                    class_counts, num_classes=num_classes, unit=count_unit
+                )
+            )
 
     # ---------------------------------------------------------------- counts
     @property
@@ -162,23 +183,30 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             class_counts = load_class_counts(
                 class_counts,
                 num_classes=self._expected_classes,
-                unit=self.count_unit)
+                unit=self.count_unit,
+            )
         self._check_num_classes(class_counts.num_classes, 'class_counts')
         self.class_counts = torch.tensor(
             class_counts.counts,
             dtype=torch.float32,
-            device=self.class_counts.device)
+            device=self.class_counts.device,
+        )
 
     def _check_num_classes(self, num_classes: int, said_by: str) -> None:
         known = getattr(self, 'num_classes', None)
         if known is not None and known != num_classes:
             raise ValueError(
-                self._say('num_classes', known,
-                          f'{num_classes}, as {said_by} says',
-                          'make both agree, or leave num_classes out'))
+                self._say(
+                    'num_classes',
+                    known,
+                    f'{num_classes}, as {said_by} says',
+                    'make both agree, or leave num_classes out',
+                )
+            )
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args,
-                              **kwargs) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, *args, **kwargs
+    ) -> None:
         key = prefix + 'class_counts'
         loaded = state_dict.get(key)
         if loaded is not None:
@@ -194,9 +222,13 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 state_dict[key] = self.class_counts
                 error_msgs = args[-1]
                 error_msgs.append(
-                    self._say('num_classes', known,
-                              f'{loaded.numel()}, as {key} of the checkpoint '
-                              'says', 'test with the classes of training'))
+                    self._say(
+                        'num_classes',
+                        known,
+                        f'{loaded.numel()}, as {key} of the checkpoint says',
+                        'test with the classes of training',
+                    )
+                )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> LongTailLoss:
@@ -208,8 +240,13 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
 
     # --------------------------------------------------------------- forward
     @abstractmethod
-    def row_loss(self, logits: Tensor, labels: Tensor, ignore_index: int,
-                 element_weight: Tensor | None) -> Tensor:
+    def row_loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        element_weight: Tensor | None,
+    ) -> Tensor:
         """The formula.
 
         Args:
@@ -232,13 +269,15 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             tuple[int, ...]: Widest first. That of a RoI head is the first.
         """
 
-    def forward(self,
-                cls_score: Tensor,
-                label: Tensor,
-                weight: Tensor | None = None,
-                avg_factor: float | Tensor | None = None,
-                reduction_override: str | None = None,
-                ignore_index: int | None = None) -> Tensor:
+    def forward(
+        self,
+        cls_score: Tensor,
+        label: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: str | None = None,
+        ignore_index: int | None = None,
+    ) -> Tensor:
         """Loss of a head's logits; the call of all three hosts.
 
         Args:
@@ -265,13 +304,21 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         """
         if reduction_override not in (None, *_REDUCTIONS):
             raise ValueError(
-                self._say('reduction_override', reduction_override,
-                          f'None or one of {_REDUCTIONS}'))
+                self._say(
+                    'reduction_override',
+                    reduction_override,
+                    f'None or one of {_REDUCTIONS}',
+                )
+            )
         reduction = reduction_override or self.reduction
         if reduction == 'sum' and avg_factor is not None:
             raise ValueError(
-                self._say('reduction', 'sum',
-                          "'mean' or 'none' where avg_factor is passed"))
+                self._say(
+                    'reduction',
+                    'sum',
+                    "'mean' or 'none' where avg_factor is passed",
+                )
+            )
         if ignore_index is None:
             ignore_index = self.ignore_index
         if ignore_index is None:
@@ -281,11 +328,13 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 f'{type(self).__name__}: labels of type '
                 f'{type(label).__name__}, expected a tensor. Heads that '
                 'learn a quality with the class (GFL, RTMDet, TOOD, VFNet) '
-                'pass more than labels; they need a quality focal loss.')
+                'pass more than labels; they need a quality focal loss.'
+            )
         label = self._check_input(cls_score, label, ignore_index)
 
         row_weight, element_weight = self._split_weight(
-            weight, cls_score, label)
+            weight, cls_score, label
+        )
         rows = self.row_loss(cls_score, label, ignore_index, element_weight)
         if self._class_weight is not None and not label.is_floating_point():
             known = torch.where(label == ignore_index, 0, label)
@@ -306,27 +355,40 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 total = total / max(rows.numel(), 1)
         return self.loss_weight * total
 
-    def _check_input(self, logits: Tensor, labels: Tensor,
-                     ignore_index: int) -> Tensor:
+    def _check_input(
+        self, logits: Tensor, labels: Tensor, ignore_index: int
+    ) -> Tensor:
         if not self.class_counts.numel():
             raise RuntimeError(
                 f"{type(self).__name__}: class_counts='auto' was not filled "
                 'before the first forward. A Runner does that by itself '
                 'before training (ClassPriorHook); in a loop of your own '
                 'call set_class_counts(...), or give class_counts as a list, '
-                'a file or the name of a benchmark.')
+                'a file or the name of a benchmark.'
+            )
         num_classes, columns = self.num_classes, logits.size(1)
         # Maps have no background column: one too many is a wrong count.
         if columns not in self.columns(num_classes) or (
-                logits.dim() > 2 and columns != num_classes):
+            logits.dim() > 2 and columns != num_classes
+        ):
             raise ValueError(
-                self._say('num_classes', num_classes,
-                          self._expected_columns(num_classes, columns)))
-        if self._class_weight is not None and \
-                self._class_weight.numel() != columns:
+                self._say(
+                    'num_classes',
+                    num_classes,
+                    self._expected_columns(num_classes, columns),
+                )
+            )
+        if (
+            self._class_weight is not None
+            and self._class_weight.numel() != columns
+        ):
             raise ValueError(
-                self._say('class_weight', self._class_weight.tolist(),
-                          f'{columns} values, one a logit column'))
+                self._say(
+                    'class_weight',
+                    self._class_weight.tolist(),
+                    f'{columns} values, one a logit column',
+                )
+            )
         if labels.shape == logits.shape:
             # mmpretrain's preprocessor makes one-hot labels of integers.
             return labels if labels.is_floating_point() else labels.float()
@@ -334,20 +396,29 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             raise ValueError(
                 f'{type(self).__name__}: soft labels of shape '
                 f'{tuple(labels.shape)} do not match the logits '
-                f'{tuple(logits.shape)}; index labels must be integers')
+                f'{tuple(logits.shape)}; index labels must be integers'
+            )
         if labels.shape != logits.shape[:1] + logits.shape[2:]:
             raise ValueError(
                 f'{type(self).__name__}: labels of shape '
                 f'{tuple(labels.shape)} do not match logits of shape '
                 f'{tuple(logits.shape)}; expected '
-                f'{tuple(logits.shape[:1] + logits.shape[2:])}')
+                f'{tuple(logits.shape[:1] + logits.shape[2:])}'
+            )
         labels = labels.long()
-        self._check_range(labels, num_classes, columns, logits.dim() == 2,
-                          ignore_index)
+        self._check_range(
+            labels, num_classes, columns, logits.dim() == 2, ignore_index
+        )
         return labels
 
-    def _check_range(self, labels: Tensor, num_classes: int, columns: int,
-                     may_have_background: bool, ignore_index: int) -> None:
+    def _check_range(
+        self,
+        labels: Tensor,
+        num_classes: int,
+        columns: int,
+        may_have_background: bool,
+        ignore_index: int,
+    ) -> None:
         if _is_compiling() or not labels.numel():
             return
         # On an accelerator the look at the values stops the host, so only
@@ -356,7 +427,8 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             return
         self._labels_checked = True
         with_background = may_have_background and (
-            self.use_sigmoid or columns > num_classes)
+            self.use_sigmoid or columns > num_classes
+        )
         largest = num_classes if with_background else num_classes - 1
         wrong = (labels != ignore_index) & ((labels < 0) | (labels > largest))
         if wrong.any():
@@ -367,10 +439,12 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 f'{" and background" if with_background else ""}) or '
                 f'ignore_index={ignore_index}. Check num_classes of the head, '
                 'the classes of the data set, and (segmentation) '
-                'reduce_zero_label and ignore_index.')
+                'reduce_zero_label and ignore_index.'
+            )
 
-    def _split_weight(self, weight: Tensor | None, logits: Tensor,
-                      labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _split_weight(
+        self, weight: Tensor | None, logits: Tensor, labels: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Tell a weight per row from one per row and class."""
         if weight is None:
             return None, None
@@ -381,8 +455,13 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             return None, weight.reshape(logits.shape)
         raise ValueError(
             f'{type(self).__name__}: weight of shape {tuple(weight.shape)} '
-            f'fits neither rows {tuple(rows)}' +
-            (f' nor logits {tuple(logits.shape)}' if self.use_sigmoid else ''))
+            f'fits neither rows {tuple(rows)}'
+            + (
+                f' nor logits {tuple(logits.shape)}'
+                if self.use_sigmoid
+                else ''
+            )
+        )
 
     # ------------------------------------------------------ host conventions
     @property
@@ -446,18 +525,25 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     # ---------------------------------------------------------------- checks
     @classmethod
     def _say(cls, key: str, value: Any, expected: str, fix: str = '') -> str:
-        return (f'{cls.__name__}: {key}={value!r}, expected {expected}' +
-                (f'; {fix}' if fix else ''))
+        return f'{cls.__name__}: {key}={value!r}, expected {expected}' + (
+            f'; {fix}' if fix else ''
+        )
 
     @classmethod
     def _check_number(cls, key: str, value: Any, low: float = -math.inf):
-        if isinstance(value, bool) or not isinstance(
-                value,
-            (int, float)) or not math.isfinite(value) or value < low:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or value < low
+        ):
             raise ValueError(
                 cls._say(
-                    key, value,
-                    'a finite number' + (f' >= {low}' if low > -1 else '')))
+                    key,
+                    value,
+                    'a finite number' + (f' >= {low}' if low > -1 else ''),
+                )
+            )
         return float(value)
 
     @classmethod
@@ -473,8 +559,11 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         number = ', or the prior of background as a float in (0, 1)'
         raise ValueError(
             cls._say(
-                'background', background,
-                f'one of {named}' + (number if float in policies else '')))
+                'background',
+                background,
+                f'one of {named}' + (number if float in policies else ''),
+            )
+        )
 
     @classmethod
     def _check_loss_name(cls, name: str | None) -> str:
@@ -483,22 +572,35 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             return '_'.join(['loss'] + [w.lower() for w in words[:-1]])
         if not name.startswith('loss_'):
             raise ValueError(
-                cls._say('loss_name', name, "a name beginning with 'loss_'",
-                         'mmseg leaves any other term out of the training'))
+                cls._say(
+                    'loss_name',
+                    name,
+                    "a name beginning with 'loss_'",
+                    'mmseg leaves any other term out of the training',
+                )
+            )
         return name
 
     def _expected_columns(self, num_classes: int, columns: int) -> str:
-        text = (f'logits of {" or ".join(map(str, self.columns(num_classes)))}'
-                f' columns (background={self.background!r}), got {columns}')
+        text = (
+            f'logits of {" or ".join(map(str, self.columns(num_classes)))}'
+            f' columns (background={self.background!r}), got {columns}'
+        )
         if self.use_sigmoid and columns == num_classes + 1:
-            return (text + '; a dense or DETR-type head of mmdet gives C '
-                    'columns when its loss config says use_sigmoid=True')
-        return text + ('; make num_classes of the head agree with the class '
-                       "counts, and use background='objectness' in RoI heads "
-                       'only')
+            return (
+                text + '; a dense or DETR-type head of mmdet gives C '
+                'columns when its loss config says use_sigmoid=True'
+            )
+        return text + (
+            '; make num_classes of the head agree with the class '
+            "counts, and use background='objectness' in RoI heads "
+            'only'
+        )
 
     def extra_repr(self) -> str:
-        return (f'num_classes={getattr(self, "num_classes", None)}, '
-                f'tau={self.tau}, background={self.background!r}, '
-                f'loss_weight={self.loss_weight}, '
-                f'reduction={self.reduction!r}')
+        return (
+            f'num_classes={getattr(self, "num_classes", None)}, '
+            f'tau={self.tau}, background={self.background!r}, '
+            f'loss_weight={self.loss_weight}, '
+            f'reduction={self.reduction!r}'
+        )

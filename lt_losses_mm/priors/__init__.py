@@ -1,11 +1,23 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Class counts: from a list, a file, a benchmark's name or a data set."""
+
 from .auto import count_dataset
-from .counts import (BENCHMARKS, UNITS, ClassCounts, frequency_groups,
-                     load_class_counts)
+from .counts import (
+    BENCHMARKS,
+    UNITS,
+    ClassCounts,
+    frequency_groups,
+    load_class_counts,
+)
 from .draws import expected_draws, rebalanced_by
 
 __all__ = [
-    'BENCHMARKS', 'UNITS', 'ClassCounts', 'count_dataset', 'expected_draws',
-    'frequency_groups', 'load_class_counts', 'rebalanced_by'
+    'BENCHMARKS',
+    'UNITS',
+    'ClassCounts',
+    'count_dataset',
+    'expected_draws',
+    'frequency_groups',
+    'load_class_counts',
+    'rebalanced_by',
 ]

@@ -1,8 +1,9 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """``class_counts='auto'``: counts of what the model sees in one epoch."""
+
 from __future__ import annotations
 
-from typing import Any, Collection, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Collection, Iterator
 
 import numpy as np
 from mmengine.dataset import BaseDataset
@@ -15,20 +16,24 @@ from .masks import pixel_table
 _TASK_OF_FORM = dict(
     gt_label='classification',
     instances='detection',
-    seg_map_path='segmentation')
+    seg_map_path='segmentation',
+)
 # The first unit of a task is the default of its literature.
 _UNITS_OF_TASK = dict(
-    classification=('image', ),
+    classification=('image',),
     detection=('image', 'instance'),
-    segmentation=('pixel', 'image'))
+    segmentation=('pixel', 'image'),
+)
 
 
-def count_dataset(dataset: Any,
-                  *,
-                  sampler: Any = None,
-                  num_classes: Optional[int] = None,
-                  unit: Optional[str] = None,
-                  progress: bool = True) -> ClassCounts:
+def count_dataset(
+    dataset: Any,
+    *,
+    sampler: Any = None,
+    num_classes: int | None = None,
+    unit: str | None = None,
+    progress: bool = True,
+) -> ClassCounts:
     """Expected class counts of one epoch of a built data set of any host.
 
     Every sample's annotations count as often as the wrappers and the sampler
@@ -65,7 +70,7 @@ def count_dataset(dataset: Any,
             class has a sample.
         RuntimeError: On the other processes, if the main one failed.
     """
-    answer: List[Any] = [None, None]
+    answer: list[Any] = [None, None]
     failure = None
     if is_main_process():
         try:
@@ -81,8 +86,13 @@ def count_dataset(dataset: Any,
     return answer[0]
 
 
-def _count(dataset: Any, sampler: Any, num_classes: Optional[int],
-           unit: Optional[str], progress: bool) -> ClassCounts:
+def _count(
+    dataset: Any,
+    sampler: Any,
+    num_classes: int | None,
+    unit: str | None,
+    progress: bool,
+) -> ClassCounts:
     check_unit(unit)
     leaves = expected_draws(dataset, sampler)
     classes = [_class_names(leaf) for leaf, _ in leaves]
@@ -90,10 +100,12 @@ def _count(dataset: Any, sampler: Any, num_classes: Optional[int],
     if num_classes is None:
         if len(sizes) != 1:
             raise fault(
-                'class_counts', 'auto',
+                'class_counts',
+                'auto',
                 f"one number of metainfo['classes'], got {sorted(sizes)}",
                 'give num_classes to the loss, or metainfo=dict(classes=...) '
-                'to the data set')
+                'to the data set',
+            )
         num_classes = sizes.pop()
     total = np.zeros(num_classes)
     for leaf, draws in leaves:
@@ -106,63 +118,76 @@ def _count(dataset: Any, sampler: Any, num_classes: Optional[int],
         unit = unit or units[0]
         if unit not in units:
             raise fault(
-                'count_unit', unit,
+                'count_unit',
+                unit,
                 f'{" or ".join(units)} for {type(leaf).__name__} ({task})',
-                'choose one of these, or None for the default')
+                'choose one of these, or None for the default',
+            )
         if task == 'segmentation':
             table = pixel_table(leaf, index, num_classes, progress)
             total += draws[index] @ (table if unit == 'pixel' else table > 0)
         else:
-            total += _count_labels(leaf, index, draws[index], num_classes,
-                                   form, unit)
+            total += _count_labels(
+                leaf, index, draws[index], num_classes, form, unit
+            )
     names = classes[0] if len(set(classes)) == 1 else None
     found = ClassCounts(
-        total, unit or 'image',
+        total,
+        unit or 'image',
         names if names is not None and len(names) == num_classes else None,
-        _source(dataset, sampler, leaves))
+        _source(dataset, sampler, leaves),
+    )
     for size in sizes:
         if size != num_classes:
             check_num_classes(
-                ClassCounts(np.ones(size), source=found.source), num_classes)
+                ClassCounts(np.ones(size), source=found.source), num_classes
+            )
     return found
 
 
-def _class_names(leaf: Any) -> Optional[Tuple[str, ...]]:
+def _class_names(leaf: Any) -> tuple[str, ...] | None:
     names = (getattr(leaf, 'metainfo', None) or {}).get('classes')
     return None if names is None else tuple(names)
 
 
-def _source(dataset: Any, sampler: Any,
-            leaves: List[Tuple[Any, np.ndarray]]) -> str:
+def _source(
+    dataset: Any, sampler: Any, leaves: list[tuple[Any, np.ndarray]]
+) -> str:
     parts = sorted({type(leaf).__name__ for leaf, _ in leaves})
     around = describe_wrappers(dataset)
     if sampler is not None:
         around.insert(0, type(sampler).__name__)
     through = f' through {", ".join(around)}' if around else ''
-    return (f'{" + ".join(parts)} ({sum(len(d) for _, d in leaves)} '
-            f'samples){through}')
+    return (
+        f'{" + ".join(parts)} ({sum(len(d) for _, d in leaves)} '
+        f'samples){through}'
+    )
 
 
 def _form(leaf: Any, sample: int) -> str:
     """The key of a sample that holds its annotations."""
-    keys: List[str] = []
+    keys: list[str] = []
     if hasattr(leaf, 'get_data_info'):
         keys = sorted(next(_infos(leaf, np.array([sample]))))
         for key in _TASK_OF_FORM:
             if key in keys:
                 return key
     # mmengine's base class has the method, too: it raises.
-    if getattr(type(leaf), 'get_cat_ids',
-               BaseDataset.get_cat_ids) is not BaseDataset.get_cat_ids:
+    if (
+        getattr(type(leaf), 'get_cat_ids', BaseDataset.get_cat_ids)
+        is not BaseDataset.get_cat_ids
+    ):
         return 'get_cat_ids'
     raise fault(
-        'class_counts', 'auto',
+        'class_counts',
+        'auto',
         'samples with gt_label, instances or seg_map_path, or a data set '
         f'with get_cat_ids, got {type(leaf).__name__} with {keys}',
-        'give class_counts as a list or file')
+        'give class_counts as a list or file',
+    )
 
 
-def _infos(leaf: Any, index: np.ndarray) -> Iterator[Dict[str, Any]]:
+def _infos(leaf: Any, index: np.ndarray) -> Iterator[dict[str, Any]]:
     """Annotations of the given samples, not to be written to."""
     getter = type(leaf).get_data_info
     if getter is BaseDataset.get_data_info and not leaf.serialize_data:
@@ -171,10 +196,16 @@ def _infos(leaf: Any, index: np.ndarray) -> Iterator[Dict[str, Any]]:
     return (leaf.get_data_info(int(i)) for i in index)
 
 
-def _count_labels(leaf: Any, index: np.ndarray, draws: np.ndarray,
-                  num_classes: int, form: str, unit: str) -> np.ndarray:
+def _count_labels(
+    leaf: Any,
+    index: np.ndarray,
+    draws: np.ndarray,
+    num_classes: int,
+    form: str,
+    unit: str,
+) -> np.ndarray:
     """Sum of draws per class, (C,) float64, from labels in memory."""
-    flat: List[int] = []
+    flat: list[int] = []
     lengths = np.empty(len(index), dtype=np.int64)
     for row, found in enumerate(_labels(leaf, index, form)):
         if unit == 'image':
@@ -190,15 +221,18 @@ def _count_labels(leaf: Any, index: np.ndarray, draws: np.ndarray,
         bad = labels[(labels < 0) | (labels >= num_classes)]
     if bad.size:
         raise fault(
-            'class_counts', 'auto',
+            'class_counts',
+            'auto',
             f'integer labels 0 to {num_classes - 1}, got {bad[0]} in '
             f'{type(leaf).__name__}',
-            'correct the annotations, num_classes or metainfo.classes')
+            'correct the annotations, num_classes or metainfo.classes',
+        )
     return np.bincount(labels, np.repeat(draws, lengths), num_classes)
 
 
-def _labels(leaf: Any, index: np.ndarray,
-            form: str) -> Iterator[Collection[int]]:
+def _labels(
+    leaf: Any, index: np.ndarray, form: str
+) -> Iterator[Collection[int]]:
     """The labels of each sample, one per image label or instance."""
     if form == 'get_cat_ids':
         return (leaf.get_cat_ids(int(i)) for i in index)
@@ -206,15 +240,16 @@ def _labels(leaf: Any, index: np.ndarray,
     return map(read, _infos(leaf, index))
 
 
-def _image_labels(info: Dict[str, Any]) -> List[int]:
+def _image_labels(info: dict[str, Any]) -> list[int]:
     label = info['gt_label']
     if isinstance(label, (list, tuple, set)):
         return list(label)
     return np.ravel(label).tolist()
 
 
-def _instance_labels(info: Dict[str, Any]) -> List[int]:
+def _instance_labels(info: dict[str, Any]) -> list[int]:
     return [
-        instance['bbox_label'] for instance in info['instances']
+        instance['bbox_label']
+        for instance in info['instances']
         if not instance.get('ignore_flag')
     ]

@@ -13,6 +13,7 @@ A file of ours is a JSON object::
 unit is the default. ``names`` and ``sha256`` are optional; a checksum, where
 there is one, is verified.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -23,18 +24,26 @@ import os
 import pkgutil
 import reprlib
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
 FORMAT = 'lt_losses_mm.class_counts/1'
 UNITS = ('image', 'instance', 'pixel')
-BENCHMARKS = ('ade20k', 'imagenet_lt', 'inaturalist18', 'lvis_v0.5',
-              'lvis_v1', 'places_lt')
+BENCHMARKS = (
+    'ade20k',
+    'imagenet_lt',
+    'inaturalist18',
+    'lvis_v0.5',
+    'lvis_v1',
+    'places_lt',
+)
 
-_SOURCES = ('a sequence of numbers, a file (JSON list, lt_losses_mm JSON, '
-            'LVIS/COCO JSON, or text with one number a line), or a '
-            f'benchmark name out of {", ".join(BENCHMARKS)}')
+_SOURCES = (
+    'a sequence of numbers, a file (JSON list, lt_losses_mm JSON, '
+    'LVIS/COCO JSON, or text with one number a line), or a '
+    f'benchmark name out of {", ".join(BENCHMARKS)}'
+)
 
 
 def fault(key: str, value: Any, expected: str, fix: str) -> ValueError:
@@ -67,7 +76,7 @@ class ClassCounts:
 
     counts: np.ndarray
     unit: str = 'image'
-    names: Optional[Tuple[str, ...]] = None
+    names: tuple[str, ...] | None = None
     source: str = 'list'
 
     def __post_init__(self) -> None:
@@ -79,10 +88,12 @@ class ClassCounts:
             object.__setattr__(self, 'names', tuple(map(str, self.names)))
             if len(self.names) != len(counts):
                 raise fault(
-                    'class_counts', self.source,
+                    'class_counts',
+                    self.source,
                     f'as many names as counts, got {len(self.names)} names '
                     f'and {len(counts)} counts',
-                    'correct the names or leave them out')
+                    'correct the names or leave them out',
+                )
 
     @property
     def num_classes(self) -> int:
@@ -107,21 +118,25 @@ class ClassCounts:
         spread = (2 * rank - len(ordered) - 1) @ ordered
         return float(spread / (len(ordered) * ordered.sum()))
 
-    def save(self, path: Union[str, os.PathLike]) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Write the file that ``class_counts='path'`` reads back."""
-        numbers = [int(c) if c.is_integer() else c
-                   for c in self.counts.tolist()]
-        content: Dict[str, Any] = dict(
-            format=FORMAT, source=self.source, counts={self.unit: numbers})
+        numbers = [
+            int(c) if c.is_integer() else c for c in self.counts.tolist()
+        ]
+        content: dict[str, Any] = dict(
+            format=FORMAT, source=self.source, counts={self.unit: numbers}
+        )
         if self.names is not None:
             content['names'] = list(self.names)
         Path(path).write_text(json.dumps(content) + '\n', encoding='utf-8')
 
 
-def load_class_counts(class_counts: Any,
-                      *,
-                      num_classes: Optional[int] = None,
-                      unit: Optional[str] = None) -> ClassCounts:
+def load_class_counts(
+    class_counts: Any,
+    *,
+    num_classes: int | None = None,
+    unit: str | None = None,
+) -> ClassCounts:
     """Read class counts from a sequence, a file or a benchmark's name.
 
     Args:
@@ -161,40 +176,51 @@ def load_class_counts(class_counts: Any,
     elif isinstance(class_counts, (str, os.PathLike)):
         loaded = _from_name_or_file(os.fspath(class_counts), unit)
     elif isinstance(class_counts, Mapping):
-        raise fault('class_counts', dict(class_counts), _SOURCES,
-                    'list the numbers in the order of the labels')
+        raise fault(
+            'class_counts',
+            dict(class_counts),
+            _SOURCES,
+            'list the numbers in the order of the labels',
+        )
     else:
         loaded = ClassCounts(class_counts, unit or 'image')
     check_num_classes(loaded, num_classes)
     return loaded
 
 
-def check_num_classes(counts: ClassCounts,
-                      num_classes: Optional[int]) -> None:
+def check_num_classes(counts: ClassCounts, num_classes: int | None) -> None:
     """Raise ValueError unless there are ``num_classes`` counts (or None)."""
     if num_classes is None or counts.num_classes == num_classes:
         return
     fix = 'give one count per class, in label order, or correct num_classes'
     if counts.num_classes == num_classes + 1:
-        fix = ('leave the background out: it is no class (or correct '
-               'num_classes)')
+        fix = (
+            'leave the background out: it is no class (or correct num_classes)'
+        )
     raise fault(
-        'class_counts', f'{counts.source} ({counts.num_classes} counts)',
-        f'num_classes={num_classes} counts', fix)
+        'class_counts',
+        f'{counts.source} ({counts.num_classes} counts)',
+        f'num_classes={num_classes} counts',
+        fix,
+    )
 
 
-def check_unit(unit: Optional[str]) -> None:
+def check_unit(unit: str | None) -> None:
     """Raise ValueError unless ``unit`` is a unit we know, or None."""
     if unit is not None and unit not in UNITS:
-        raise fault('count_unit', unit, f'one of {", ".join(UNITS)}, or None',
-                    'None takes the default of the task')
+        raise fault(
+            'count_unit',
+            unit,
+            f'one of {", ".join(UNITS)}, or None',
+            'None takes the default of the task',
+        )
 
 
 def frequency_groups(
-    counts: Union[ClassCounts, Sequence[float], np.ndarray],
+    counts: ClassCounts | Sequence[float] | np.ndarray,
     kind: str = 'shot',
-    thresholds: Optional[Tuple[float, float]] = None,
-) -> Dict[str, np.ndarray]:
+    thresholds: tuple[float, float] | None = None,
+) -> dict[str, np.ndarray]:
     """Split the classes by how often they occur in training.
 
     Args:
@@ -221,17 +247,29 @@ def frequency_groups(
     """
     known = dict(
         shot=(('many', 'medium', 'few'), (20, 100)),
-        lvis=(('frequent', 'common', 'rare'), (11, 100)))
+        lvis=(('frequent', 'common', 'rare'), (11, 100)),
+    )
     if kind not in known:
-        raise fault('kind', kind, f'one of {", ".join(known)}',
-                    'shot for classification, lvis for LVIS')
+        raise fault(
+            'kind',
+            kind,
+            f'one of {", ".join(known)}',
+            'shot for classification, lvis for LVIS',
+        )
     names, default = known[kind]
     low, high = default if thresholds is None else thresholds
     if not low <= high:
-        raise fault('thresholds', thresholds, '(low, high) with low <= high',
-                    'swap them')
-    values = counts.counts if isinstance(counts, ClassCounts) else np.asarray(
-        counts, dtype=np.float64)
+        raise fault(
+            'thresholds',
+            thresholds,
+            '(low, high) with low <= high',
+            'swap them',
+        )
+    values = (
+        counts.counts
+        if isinstance(counts, ClassCounts)
+        else np.asarray(counts, dtype=np.float64)
+    )
     masks = (values > high, (values >= low) & (values <= high), values < low)
     return {name: np.flatnonzero(mask) for name, mask in zip(names, masks)}
 
@@ -245,33 +283,50 @@ def _as_vector(values: Any, source: str) -> np.ndarray:
     try:
         counts = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise fault('class_counts', label, _SOURCES,
-                    f'give plain numbers ({error})') from error
+        raise fault(
+            'class_counts', label, _SOURCES, f'give plain numbers ({error})'
+        ) from error
     if counts.ndim != 1 or counts.size == 0:
-        raise fault('class_counts', label,
-                    f'a vector with one number per class, got shape '
-                    f'{counts.shape}', 'give one number per class')
-    for bad, what in ((~np.isfinite(counts), 'finite numbers'),
-                      (counts < 0, 'numbers >= 0')):
+        raise fault(
+            'class_counts',
+            label,
+            f'a vector with one number per class, got shape {counts.shape}',
+            'give one number per class',
+        )
+    for bad, what in (
+        (~np.isfinite(counts), 'finite numbers'),
+        (counts < 0, 'numbers >= 0'),
+    ):
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
-            raise fault('class_counts', label,
-                        f'{what}, got {counts[first]:g} for class {first}',
-                        'correct that count')
+            raise fault(
+                'class_counts',
+                label,
+                f'{what}, got {counts[first]:g} for class {first}',
+                'correct that count',
+            )
     if not counts.any():
-        raise fault('class_counts', label, 'at least one count above zero',
-                    'check that the training data have annotations')
+        raise fault(
+            'class_counts',
+            label,
+            'at least one count above zero',
+            'check that the training data have annotations',
+        )
     return counts
 
 
-def _unit_fault(unit: Optional[str], source: str,
-                available: Sequence[str]) -> ValueError:
-    return fault('count_unit', str(unit),
-                 f'a unit that {source} has: {", ".join(available)}',
-                 'choose that unit or another class_counts')
+def _unit_fault(
+    unit: str | None, source: str, available: Sequence[str]
+) -> ValueError:
+    return fault(
+        'count_unit',
+        str(unit),
+        f'a unit that {source} has: {", ".join(available)}',
+        'choose that unit or another class_counts',
+    )
 
 
-def _from_name_or_file(name: str, unit: Optional[str]) -> ClassCounts:
+def _from_name_or_file(name: str, unit: str | None) -> ClassCounts:
     if name in BENCHMARKS:
         content = pkgutil.get_data(__package__, f'data/{name}.json')
         assert content is not None
@@ -281,21 +336,30 @@ def _from_name_or_file(name: str, unit: Optional[str]) -> ClassCounts:
         return _from_file(path, unit)
     if name == 'auto':
         raise fault(
-            'class_counts', 'auto', 'counts that are known now',
+            'class_counts',
+            'auto',
+            'counts that are known now',
             'train through the MMEngine Runner, which counts the training '
-            "data set for 'auto', or call lt_losses_mm.priors.count_dataset")
+            "data set for 'auto', or call lt_losses_mm.priors.count_dataset",
+        )
     if len(path.parts) > 1 or path.suffix in ('.json', '.txt', '.csv'):
         raise FileNotFoundError(
             f'class_counts={name}: expected an existing file, found none at '
             f'{path.absolute()}. Fix: correct the path (it is relative to '
-            'the working directory).')
+            'the working directory).'
+        )
     close = difflib.get_close_matches(name.lower(), BENCHMARKS, 1)
-    raise fault('class_counts', name, _SOURCES,
-                f"write '{close[0]}' if that is the one you mean" if close else
-                'use one of these names, or the path of an existing file')
+    raise fault(
+        'class_counts',
+        name,
+        _SOURCES,
+        f"write '{close[0]}' if that is the one you mean"
+        if close
+        else 'use one of these names, or the path of an existing file',
+    )
 
 
-def _from_file(path: Path, unit: Optional[str]) -> ClassCounts:
+def _from_file(path: Path, unit: str | None) -> ClassCounts:
     with path.open(encoding='utf-8') as file:
         is_json = file.read(4096).lstrip()[:1] in ('[', '{')
         file.seek(0)
@@ -304,13 +368,18 @@ def _from_file(path: Path, unit: Optional[str]) -> ClassCounts:
         try:
             content = json.load(file)
         except json.JSONDecodeError as error:
-            raise fault('class_counts', str(path), 'valid JSON',
-                        f'repair the file ({error})') from error
+            raise fault(
+                'class_counts',
+                str(path),
+                'valid JSON',
+                f'repair the file ({error})',
+            ) from error
     return _from_json(content, str(path), unit)
 
 
-def _from_lines(lines: Sequence[str], source: str,
-                unit: Optional[str]) -> ClassCounts:
+def _from_lines(
+    lines: Sequence[str], source: str, unit: str | None
+) -> ClassCounts:
     while lines and not lines[-1].strip():
         lines = lines[:-1]
     numbers = []
@@ -318,14 +387,16 @@ def _from_lines(lines: Sequence[str], source: str,
         try:
             numbers.append(float(line))
         except ValueError as error:
-            raise fault('class_counts', source,
-                        f'one number a line, line {number} is {line!r}',
-                        'correct that line') from error
+            raise fault(
+                'class_counts',
+                source,
+                f'one number a line, line {number} is {line!r}',
+                'correct that line',
+            ) from error
     return ClassCounts(numbers, unit or 'image', source=source)
 
 
-def _from_json(content: Any, source: str,
-               unit: Optional[str]) -> ClassCounts:
+def _from_json(content: Any, source: str, unit: str | None) -> ClassCounts:
     if isinstance(content, list):
         return ClassCounts(content, unit or 'image', source=source)
     if isinstance(content.get('categories'), list):
@@ -334,31 +405,41 @@ def _from_json(content: Any, source: str,
     if isinstance(by_unit, list):
         return ClassCounts(by_unit, unit or 'image', source=source)
     if not isinstance(by_unit, dict) or not by_unit:
-        raise fault('class_counts', source, _SOURCES,
-                    f'the JSON has only the keys {sorted(content)[:8]}; '
-                    'write a list of numbers')
+        raise fault(
+            'class_counts',
+            source,
+            _SOURCES,
+            f'the JSON has only the keys {sorted(content)[:8]}; '
+            'write a list of numbers',
+        )
     names = content.get('names')
     if content.get('sha256', checksum(by_unit, names)) != checksum(
-            by_unit, names):
-        raise fault('class_counts', source, 'figures that match their sha256',
-                    'the file was changed or damaged: install or copy it '
-                    'anew (in a file of your own, remove the sha256)')
+        by_unit, names
+    ):
+        raise fault(
+            'class_counts',
+            source,
+            'figures that match their sha256',
+            'the file was changed or damaged: install or copy it '
+            'anew (in a file of your own, remove the sha256)',
+        )
     unit = unit or next(iter(by_unit))
     if unit not in by_unit:
         raise _unit_fault(unit, source, list(by_unit))
     return ClassCounts(by_unit[unit], unit, names, source)
 
 
-def checksum(by_unit: Mapping[str, Sequence[float]],
-             names: Optional[Sequence[str]]) -> str:
+def checksum(
+    by_unit: Mapping[str, Sequence[float]], names: Sequence[str] | None
+) -> str:
     """SHA-256 (hex) of the figures of one file of our format."""
-    figures = json.dumps([list(by_unit.items()), names],
-                         separators=(',', ':'))
+    figures = json.dumps([list(by_unit.items()), names], separators=(',', ':'))
     return hashlib.sha256(figures.encode()).hexdigest()
 
 
-def _from_annotations(content: Mapping[str, Any], source: str,
-                      unit: Optional[str]) -> ClassCounts:
+def _from_annotations(
+    content: Mapping[str, Any], source: str, unit: str | None
+) -> ClassCounts:
     """Counts of an LVIS or COCO file, in ascending order of category id."""
     unit = unit or 'image'
     if unit == 'pixel':
@@ -367,22 +448,31 @@ def _from_annotations(content: Mapping[str, Any], source: str,
     names = tuple(c.get('name', str(c['id'])) for c in categories)
     field = f'{unit}_count'
     if all(field in c for c in categories):
-        return ClassCounts([c[field] for c in categories], unit, names,
-                           source)
+        return ClassCounts([c[field] for c in categories], unit, names, source)
     if 'annotations' not in content:
-        raise fault('class_counts', source,
-                    f'{field} in every category, or annotations',
-                    'give the whole LVIS/COCO annotation file')
+        raise fault(
+            'class_counts',
+            source,
+            f'{field} in every category, or annotations',
+            'give the whole LVIS/COCO annotation file',
+        )
     label = {c['id']: i for i, c in enumerate(categories)}
-    found = [(a['image_id'], a['category_id'])
-             for a in content['annotations'] if not a.get('iscrowd')]
+    found = [
+        (a['image_id'], a['category_id'])
+        for a in content['annotations']
+        if not a.get('iscrowd')
+    ]
     unknown = {c for _, c in found} - label.keys()
     if unknown:
-        raise fault('class_counts', source,
-                    'annotations of the listed categories',
-                    f'category_id {sorted(unknown)[:5]} is not in categories')
+        raise fault(
+            'class_counts',
+            source,
+            'annotations of the listed categories',
+            f'category_id {sorted(unknown)[:5]} is not in categories',
+        )
     pairs = set(found) if unit == 'image' else found
     counts = np.bincount(
         np.array([label[c] for _, c in pairs], dtype=np.int64),
-        minlength=len(categories))
+        minlength=len(categories),
+    )
     return ClassCounts(counts, unit, names, source)

@@ -6,9 +6,10 @@ A wrapper or sampler is known by the class that defines how it draws
 overrides it is therefore unknown, and what is unknown is an error: a prior
 that does not fit what the model sees would be wrong without a sign.
 """
+
 from __future__ import annotations
 
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator
 
 import numpy as np
 from mmengine.dataset import BaseDataset
@@ -32,8 +33,9 @@ _K_FOLD = ('mmpretrain', 'KFoldDataset')
 _WRAPPERS = {*_CONCAT, *_MIX, _REPEAT, _BALANCED, _SUBSET, _K_FOLD}
 
 
-def expected_draws(dataset: Any,
-                   sampler: Any = None) -> List[Tuple[Any, np.ndarray]]:
+def expected_draws(
+    dataset: Any, sampler: Any = None
+) -> list[tuple[Any, np.ndarray]]:
     """Expected number of draws of every sample in one epoch.
 
     Args:
@@ -59,7 +61,7 @@ def expected_draws(dataset: Any,
     return list(_unwrap(dataset, _sampler_draws(dataset, sampler)))
 
 
-def rebalanced_by(dataset: Any, sampler: Any = None) -> Optional[str]:
+def rebalanced_by(dataset: Any, sampler: Any = None) -> str | None:
     """Name what changes the natural class distribution, if anything does.
 
     Args:
@@ -83,7 +85,7 @@ def rebalanced_by(dataset: Any, sampler: Any = None) -> Optional[str]:
     return _rebalancing_wrapper(dataset)
 
 
-def _rebalancing_wrapper(dataset: Any) -> Optional[str]:
+def _rebalancing_wrapper(dataset: Any) -> str | None:
     kind = _kind(dataset, '__getitem__')
     if kind == _BALANCED:
         if len(set(np.bincount(dataset.repeat_indices))) > 1:
@@ -92,18 +94,22 @@ def _rebalancing_wrapper(dataset: Any) -> Optional[str]:
         return f'{type(dataset).__name__} (unknown, it may re-balance)'
     if not _wraps(dataset):
         return None
-    inner = dataset.datasets if hasattr(dataset,
-                                        'datasets') else [dataset.dataset]
+    inner = (
+        dataset.datasets if hasattr(dataset, 'datasets') else [dataset.dataset]
+    )
     return next(filter(None, map(_rebalancing_wrapper, inner)), None)
 
 
-def describe_wrappers(dataset: Any) -> List[str]:
+def describe_wrappers(dataset: Any) -> list[str]:
     """Names of the wrappers around the first innermost data set."""
     names = []
     while _wraps(dataset):
         names.append(_describe(dataset))
-        dataset = dataset.datasets[0] if hasattr(
-            dataset, 'datasets') else dataset.dataset
+        dataset = (
+            dataset.datasets[0]
+            if hasattr(dataset, 'datasets')
+            else dataset.dataset
+        )
     return names
 
 
@@ -122,11 +128,12 @@ def _init(dataset: Any) -> None:
 
 def _wraps(dataset: Any) -> bool:
     # A data set of a host may have an attribute of that name of its own.
-    return not isinstance(dataset, BaseDataset) and (hasattr(
-        dataset, 'dataset') or hasattr(dataset, 'datasets'))
+    return not isinstance(dataset, BaseDataset) and (
+        hasattr(dataset, 'dataset') or hasattr(dataset, 'datasets')
+    )
 
 
-def _kind(instance: Any, method: str) -> Optional[Tuple[str, str]]:
+def _kind(instance: Any, method: str) -> tuple[str, str] | None:
     """Package and name of the class that defines ``method``."""
     for cls in type(instance).__mro__:
         if method in vars(cls):
@@ -134,8 +141,9 @@ def _kind(instance: Any, method: str) -> Optional[Tuple[str, str]]:
     return None
 
 
-def _unwrap(dataset: Any,
-            draws: np.ndarray) -> Iterator[Tuple[Any, np.ndarray]]:
+def _unwrap(
+    dataset: Any, draws: np.ndarray
+) -> Iterator[tuple[Any, np.ndarray]]:
     kind = _kind(dataset, '__getitem__')
     if not _wraps(dataset):
         yield dataset, draws
@@ -147,8 +155,11 @@ def _unwrap(dataset: Any,
     elif kind in _MIX and draws.size and (draws != draws[0]).any():
         # Mosaic and the like add partners drawn evenly from the whole data
         # set: that keeps an even distribution and distorts any other.
-        raise _unknown('data set wrapper', dataset,
-                       'with a sampler or outer wrapper that draws unevenly')
+        raise _unknown(
+            'data set wrapper',
+            dataset,
+            'with a sampler or outer wrapper that draws unevenly',
+        )
     elif kind in _MIX or kind == _K_FOLD:
         yield from _unwrap(dataset.dataset, draws)
     elif kind in (_REPEAT, _BALANCED, _SUBSET):
@@ -160,8 +171,9 @@ def _unwrap(dataset: Any,
         else:
             index = np.asarray(dataset.indices, dtype=np.int64) % size
             _init(dataset.dataset)
-        yield from _unwrap(dataset.dataset,
-                           np.bincount(index, draws, minlength=size))
+        yield from _unwrap(
+            dataset.dataset, np.bincount(index, draws, minlength=size)
+        )
     else:
         raise _unknown('data set wrapper', dataset)
 
@@ -172,8 +184,11 @@ def _sampler_draws(dataset: Any, sampler: Any) -> np.ndarray:
         return even
     kind = _kind(sampler, '__iter__')
     if kind == ('mmpretrain', 'RepeatAugSampler') and not sampler.shuffle:
-        raise _unknown('sampler', sampler,
-                       'with shuffle=False, which never draws a part of them')
+        raise _unknown(
+            'sampler',
+            sampler,
+            'with shuffle=False, which never draws a part of them',
+        )
     if kind in _UNIFORM_SAMPLERS:
         return even
     if kind != _CLASS_AWARE:
@@ -191,4 +206,5 @@ def _unknown(what: str, instance: Any, how: str = '') -> ValueError:
     return ValueError(
         f'class_counts=auto: expected a {what} whose expected draws are '
         f'known, got {name} ({cls.__module__}). Fix: give class_counts as '
-        'the list or file of the counts that the model sees with it.')
+        'the list or file of the counts that the model sees with it.'
+    )

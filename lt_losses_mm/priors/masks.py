@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Pixels per class of segmentation masks: one pass over files, then cached."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,17 +11,16 @@ import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable
 
 import numpy as np
 from mmengine.logging import print_log
 from mmengine.utils import ProgressBar
 
 
-def pixel_table(dataset: Any,
-                index: np.ndarray,
-                num_classes: int,
-                progress: bool = True) -> np.ndarray:
+def pixel_table(
+    dataset: Any, index: np.ndarray, num_classes: int, progress: bool = True
+) -> np.ndarray:
     """Count the pixels of every class in every mask.
 
     The masks are read by the data set's own annotation loader (the one of
@@ -58,7 +58,8 @@ def pixel_table(dataset: Any,
         info = dataset.get_data_info(int(sample))
         mask = load(dict(info))['gt_seg_map']
         pixels = np.bincount(
-            mask.ravel(), minlength=max(num_classes, ignore_index + 1))
+            mask.ravel(), minlength=max(num_classes, ignore_index + 1)
+        )
         pixels[ignore_index] = 0
         stray = np.flatnonzero(pixels[num_classes:])
         if stray.size:
@@ -66,11 +67,15 @@ def pixel_table(dataset: Any,
                 f'class_counts=auto: expected labels 0 to {num_classes - 1} '
                 f'or ignore_index={ignore_index} in {info["seg_map_path"]}, '
                 f'got {num_classes + stray[0]}. Fix: set ignore_index, '
-                'reduce_zero_label or metainfo.classes of the data set.')
+                'reduce_zero_label or metainfo.classes of the data set.'
+            )
         return pixels[:num_classes]
 
-    print_log(f'Counting the pixels of {len(index)} masks once'
-              f'{f", then kept in {cache}" if cache else ""}', 'current')
+    print_log(
+        f'Counting the pixels of {len(index)} masks once'
+        f'{f", then kept in {cache}" if cache else ""}',
+        'current',
+    )
     # Its default is the stdout of the time when mmengine was imported.
     bar = ProgressBar(len(index), file=sys.stdout) if progress else None
     table = np.zeros((len(index), num_classes), dtype=np.uint32)
@@ -99,15 +104,25 @@ def _loader(dataset: Any) -> Callable[[dict], dict]:
     raise ValueError(
         'class_counts=auto: expected LoadAnnotations in the pipeline of '
         f'{type(dataset).__name__}, got none. Fix: add it, or give '
-        'class_counts as a list or file.')
+        'class_counts as a list or file.'
+    )
 
 
-def _cache_path(dataset: Any, index: np.ndarray, load: Any,
-                num_classes: int, ignore_index: int) -> Optional[Path]:
+def _cache_path(
+    dataset: Any,
+    index: np.ndarray,
+    load: Any,
+    num_classes: int,
+    ignore_index: int,
+) -> Path | None:
     """Where the table belongs; None if the masks are not local files."""
     cls = type(load)
-    parts: List[Any] = [
-        'pixels/1', num_classes, ignore_index, cls.__module__, repr(load)
+    parts: list[Any] = [
+        'pixels/1',
+        num_classes,
+        ignore_index,
+        cls.__module__,
+        repr(load),
     ]
     for sample in index:
         info = dataset.get_data_info(int(sample))
@@ -116,12 +131,19 @@ def _cache_path(dataset: Any, index: np.ndarray, load: Any,
             return None
         stat = os.stat(path)
         parts.append(
-            (os.path.abspath(path), stat.st_size, stat.st_mtime_ns,
-             info.get('label_map'), info.get('reduce_zero_label')))
+            (
+                os.path.abspath(path),
+                stat.st_size,
+                stat.st_mtime_ns,
+                info.get('label_map'),
+                info.get('reduce_zero_label'),
+            )
+        )
     key = hashlib.sha256('\n'.join(map(repr, parts)).encode()).hexdigest()
     folder = os.environ.get('LT_LOSSES_MM_CACHE') or os.path.join(
         os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'),
-        'lt_losses_mm')
+        'lt_losses_mm',
+    )
     return Path(folder) / f'pixels-{key[:32]}.npz'
 
 
@@ -130,11 +152,14 @@ def _write(path: Path, table: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Another run may read or write the same entry at this moment.
         with tempfile.NamedTemporaryFile(
-                dir=path.parent, suffix='.tmp', delete=False) as file:
+            dir=path.parent, suffix='.tmp', delete=False
+        ) as file:
             np.savez_compressed(file, pixels=table)
         os.replace(file.name, path)
     except OSError as error:
         warnings.warn(
             f'The pixel counts could not be kept in {path} ({error}): the '
             'next run will read the masks again. Set LT_LOSSES_MM_CACHE to '
-            'a folder that can be written.', stacklevel=2)
+            'a folder that can be written.',
+            stacklevel=2,
+        )

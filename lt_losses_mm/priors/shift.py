@@ -29,6 +29,7 @@ prior is already the one aimed at is not shifted. A uniform prior therefore
 gives plain cross-entropy, and the bias initialisation of the host keeps its
 meaning. ``docs/decisions/0001-background.md`` has the derivation.
 """
+
 from __future__ import annotations
 
 import math
@@ -69,9 +70,9 @@ def class_prior(counts: Tensor) -> Tensor:
     return counts / counts.sum()
 
 
-def softmax_shift(counts: Tensor,
-                  num_columns: int,
-                  background: Background = 'keep_odds') -> Tensor:
+def softmax_shift(
+    counts: Tensor, num_columns: int, background: Background = 'keep_odds'
+) -> Tensor:
     r"""Shift of softmax logits for tau = 1.
 
     .. math::
@@ -98,18 +99,21 @@ def softmax_shift(counts: Tensor,
     if num_columns == num_classes:
         return log_prior + math.log(num_classes)
     if isinstance(background, float):
-        both = torch.cat([
-            log_prior + math.log1p(-background),
-            log_prior.new_full((1, ), math.log(background))
-        ])
+        both = torch.cat(
+            [
+                log_prior + math.log1p(-background),
+                log_prior.new_full((1,), math.log(background)),
+            ]
+        )
         return both + math.log(num_classes + 1)
     return torch.cat(
-        [log_prior + math.log(num_classes),
-         log_prior.new_zeros(1)])
+        [log_prior + math.log(num_classes), log_prior.new_zeros(1)]
+    )
 
 
-def sigmoid_shift(counts: Tensor,
-                  background: Background = 'keep_odds') -> Tensor:
+def sigmoid_shift(
+    counts: Tensor, background: Background = 'keep_odds'
+) -> Tensor:
     r"""Shift of sigmoid logits for tau = 1.
 
     .. math::

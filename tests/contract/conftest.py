@@ -5,6 +5,7 @@ A test that asks for ``loss_type`` runs once for each registered loss; with
 is covered from the day it is registered. One that needs constructor arguments
 of its own states them in ``ARGUMENTS``.
 """
+
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from lt_losses_mm.registry import MODELS
 
 ARGUMENTS = {}
 
-COUNTS = (500., 60., 9., 1., 30.)
+COUNTS = (500.0, 60.0, 9.0, 1.0, 30.0)
 
 
 def registered_losses():
@@ -29,15 +30,18 @@ def pytest_generate_tests(metafunc):
     kinds = dict(
         loss_type=losses,
         sigmoid_type=[n for n, c in losses.items() if c.use_sigmoid],
-        softmax_type=[n for n, c in losses.items() if not c.use_sigmoid])
+        softmax_type=[n for n, c in losses.items() if not c.use_sigmoid],
+    )
     for argument, names in kinds.items():
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, list(names))
     if 'policy' in metafunc.fixturenames:
         # ``float`` stands for a background prior given as a number.
-        pairs = [(name, .9 if policy is float else policy)
-                 for name, cls in losses.items()
-                 for policy in cls.background_policies]
+        pairs = [
+            (name, 0.9 if policy is float else policy)
+            for name, cls in losses.items()
+            for policy in cls.background_policies
+        ]
         metafunc.parametrize('policy', pairs, ids=lambda p: f'{p[0]}-{p[1]}')
 
 
@@ -55,7 +59,7 @@ def cfg():
             'type': f'lt_losses_mm.{name}',
             'class_counts': list(COUNTS),
             **ARGUMENTS.get(name, {}),
-            **kwargs
+            **kwargs,
         }
 
     return make
@@ -78,12 +82,15 @@ def plain():
         cls = registered_losses()[name]
         if not cls.use_sigmoid:
             return torch.nn.functional.cross_entropy(
-                logits, labels, reduction='none')
+                logits, labels, reduction='none'
+            )
         if not labels.is_floating_point():
-            labels = torch.nn.functional.one_hot(
-                labels, logits.size(1) + 1)[..., :-1].movedim(-1, 1)
+            labels = torch.nn.functional.one_hot(labels, logits.size(1) + 1)[
+                ..., :-1
+            ].movedim(-1, 1)
         return torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, labels.to(logits), reduction='none').sum(1)
+            logits, labels.to(logits), reduction='none'
+        ).sum(1)
 
     return rows
 
@@ -94,9 +101,12 @@ def rows():
 
     def make(n=12, columns=5, labels=5, dtype=torch.float32, seed=0, size=()):
         generator = torch.Generator().manual_seed(seed)
-        logits = torch.randn(
-            n, columns, *size, generator=generator, dtype=dtype) * 3
+        logits = (
+            torch.randn(n, columns, *size, generator=generator, dtype=dtype)
+            * 3
+        )
         return logits, torch.randint(
-            0, labels, (n, *size), generator=generator)
+            0, labels, (n, *size), generator=generator
+        )
 
     return make

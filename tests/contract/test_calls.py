@@ -1,4 +1,5 @@
 """How heads call a loss: weights, reductions, ignored rows, odd shapes."""
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -7,39 +8,53 @@ from torch.testing import assert_close
 def test_every_reduction(loss_type, build, rows):
     logits, labels = rows()
     for reduction in ('none', 'mean', 'sum'):
-        loss = build(loss_type, reduction=reduction, loss_weight=2.)
+        loss = build(loss_type, reduction=reduction, loss_weight=2.0)
         none = loss(logits, labels, reduction_override='none')
         assert none.shape == labels.shape
         assert_close(
-            loss(logits, labels, reduction_override='sum'), none.sum())
+            loss(logits, labels, reduction_override='sum'), none.sum()
+        )
         assert_close(
-            loss(logits, labels, reduction_override='mean'), none.mean())
+            loss(logits, labels, reduction_override='mean'), none.mean()
+        )
         assert_close(
             loss(logits, labels),
-            dict(none=none, mean=none.mean(), sum=none.sum())[reduction])
+            dict(none=none, mean=none.mean(), sum=none.sum())[reduction],
+        )
 
 
 def test_loss_weight(loss_type, build, rows):
     logits, labels = rows()
     assert_close(
-        build(loss_type, loss_weight=.25)(logits, labels),
-        .25 * build(loss_type)(logits, labels))
+        build(loss_type, loss_weight=0.25)(logits, labels),
+        0.25 * build(loss_type)(logits, labels),
+    )
 
 
-@pytest.mark.parametrize('avg_factor', [
-    7, 7., torch.tensor(7.), torch.tensor([7.]), torch.tensor(7),
-    torch.tensor(7., dtype=torch.float64)
-], ids=repr)
+@pytest.mark.parametrize(
+    'avg_factor',
+    [
+        7,
+        7.0,
+        torch.tensor(7.0),
+        torch.tensor([7.0]),
+        torch.tensor(7),
+        torch.tensor(7.0, dtype=torch.float64),
+    ],
+    ids=repr,
+)
 def test_avg_factor(loss_type, build, rows, avg_factor):
     logits, labels = rows()
     loss = build(loss_type)
     out = loss(logits, labels, avg_factor=avg_factor)
     assert_close(
         out.reshape(()).float(),
-        loss(logits, labels, reduction_override='sum') / 7)
+        loss(logits, labels, reduction_override='sum') / 7,
+    )
     assert_close(
         loss(logits, labels, avg_factor=avg_factor, reduction_override='none'),
-        loss(logits, labels, reduction_override='none'))
+        loss(logits, labels, reduction_override='none'),
+    )
 
 
 @pytest.mark.parametrize('how', ['constructor', 'override'])
@@ -50,10 +65,11 @@ def test_sum_with_avg_factor_raises(loss_type, build, rows, how):
             build(loss_type, reduction='sum')(logits, labels, avg_factor=3)
         else:
             build(loss_type)(
-                logits, labels, avg_factor=3, reduction_override='sum')
+                logits, labels, avg_factor=3, reduction_override='sum'
+            )
 
 
-@pytest.mark.parametrize('zero', [0, 0., torch.tensor(0.)], ids=repr)
+@pytest.mark.parametrize('zero', [0, 0.0, torch.tensor(0.0)], ids=repr)
 def test_avg_factor_zero_stays_finite(loss_type, build, rows, zero):
     logits, labels = rows()
     loss = build(loss_type)
@@ -68,8 +84,9 @@ def test_weight_per_row(loss_type, build, rows, size):
     loss = build(loss_type)
     weight = torch.rand(labels.shape)
     none = loss(logits, labels, weight, reduction_override='none')
-    assert_close(none, loss(logits, labels, reduction_override='none') *
-                 weight)
+    assert_close(
+        none, loss(logits, labels, reduction_override='none') * weight
+    )
     # The mean counts rows, whatever their weight, as in mmdet and mmseg.
     assert_close(loss(logits, labels, weight), none.mean())
 
@@ -98,7 +115,8 @@ def test_weight_per_element(sigmoid_type, build, rows):
 
 
 def test_weight_per_element_has_no_meaning_in_a_softmax(
-        softmax_type, build, rows):
+    softmax_type, build, rows
+):
     logits, labels = rows()
     with pytest.raises(ValueError, match='weight of shape'):
         build(softmax_type)(logits, labels, torch.ones(12, 5))
@@ -120,10 +138,8 @@ def test_ignored_rows(loss_type, build, rows, size, ignore_index):
     labels[::3] = ignore_index
     logits.requires_grad_()
     none = loss(
-        logits,
-        labels,
-        reduction_override='none',
-        ignore_index=ignore_index)
+        logits, labels, reduction_override='none', ignore_index=ignore_index
+    )
     assert (none[::3] == 0).all()
     assert_close(none[1::3], kept[1::3])
     mean = loss(logits, labels, ignore_index=ignore_index)
@@ -131,27 +147,29 @@ def test_ignored_rows(loss_type, build, rows, size, ignore_index):
     mean.backward()
     assert (logits.grad[::3] == 0).all()
     over_all = build(loss_type, avg_non_ignore=False)(
-        logits, labels, ignore_index=ignore_index)
+        logits, labels, ignore_index=ignore_index
+    )
     assert_close(over_all, none.mean())
     by_constructor = build(loss_type, ignore_index=ignore_index)
     assert_close(by_constructor(logits, labels), mean)
 
 
 def test_default_ignore_index(loss_type, build, rows):
-    """mmseg's DDRHead and PIDHead pass none and mean 255."""
+    """Mmseg's DDRHead and PIDHead pass none and mean 255."""
     loss = build(loss_type)
-    for size, ignored in (((), -100), ((3, ), 255), ((2, 3), 255)):
+    for size, ignored in (((), -100), ((3,), 255), ((2, 3), 255)):
         logits, labels = rows(size=size)
         labels[0] = ignored
         assert (loss(logits, labels, reduction_override='none')[0] == 0).all()
 
 
 @pytest.mark.parametrize('reduction', ['mean', 'sum'])
-@pytest.mark.parametrize('avg_factor', [None, 0., 1.])
+@pytest.mark.parametrize('avg_factor', [None, 0.0, 1.0])
 @pytest.mark.parametrize('kind', ['empty', 'ignored', 'weightless'])
 @pytest.mark.parametrize('size', [(), (2, 3)], ids=str)
-def test_nothing_to_learn_from(loss_type, build, rows, kind, avg_factor,
-                               reduction, size):
+def test_nothing_to_learn_from(
+    loss_type, build, rows, kind, avg_factor, reduction, size
+):
     """Zero, with a graph: DDP waits for every parameter's gradient."""
     if reduction == 'sum' and avg_factor is not None:
         return
@@ -168,7 +186,8 @@ def test_nothing_to_learn_from(loss_type, build, rows, kind, avg_factor,
         weight,
         avg_factor=avg_factor,
         reduction_override=reduction,
-        ignore_index=255)
+        ignore_index=255,
+    )
     assert loss.shape == ()
     assert loss.item() == 0
     loss.backward()
@@ -179,7 +198,8 @@ def test_nothing_to_learn_from(loss_type, build, rows, kind, avg_factor,
 def test_empty_without_reduction(loss_type, build, rows):
     logits, labels = rows(n=0)
     assert build(loss_type)(
-        logits, labels, reduction_override='none').shape == (0, )
+        logits, labels, reduction_override='none'
+    ).shape == (0,)
 
 
 def test_only_background(policy, build):
@@ -187,14 +207,15 @@ def test_only_background(policy, build):
     loss = build(name, background=background)
     columns = loss.get_cls_channels(5)
     logits = torch.randn(6, columns, requires_grad=True)
-    value = loss(logits, torch.full((6, ), 5), torch.ones(6), avg_factor=1.)
+    value = loss(logits, torch.full((6,), 5), torch.ones(6), avg_factor=1.0)
     value.backward()
     assert value > 0 and value.isfinite()
     assert logits.grad.isfinite().all() and logits.grad.any()
 
 
-@pytest.mark.parametrize('size', [(1, ), (7, ), (1, 1), (5, 5), (5, 1),
-                                  (2, 3, 2)], ids=str)
+@pytest.mark.parametrize(
+    'size', [(1,), (7,), (1, 1), (5, 5), (5, 1), (2, 3, 2)], ids=str
+)
 @pytest.mark.parametrize('n', [1, 5])
 def test_odd_shapes(loss_type, build, rows, n, size):
     """Sizes that equal the number of classes must not be taken for it."""
@@ -204,7 +225,8 @@ def test_odd_shapes(loss_type, build, rows, n, size):
     flat = loss(
         logits.movedim(1, -1).reshape(-1, 5),
         labels.reshape(-1),
-        reduction_override='none')
+        reduction_override='none',
+    )
     assert_close(none, flat.view(labels.shape))
 
 
@@ -225,7 +247,7 @@ def test_integer_labels_of_any_width(loss_type, build, rows, dtype):
 
 
 def test_integer_multi_hot_labels(loss_type, build, rows):
-    """mmpretrain's preprocessor writes one-hot labels as int64."""
+    """Mmpretrain's preprocessor writes one-hot labels as int64."""
     logits, _ = rows(n=3)
     hot = torch.tensor([[0, 1, 0, 0, 1], [0, 0, 0, 0, 1], [0] * 5])
     loss = build(loss_type)
@@ -236,13 +258,15 @@ def test_upstream_gradient_scales(loss_type, build, rows):
     logits, labels = rows()
     logits.requires_grad_()
     loss = build(loss_type)
-    grad, = torch.autograd.grad(loss(logits, labels), logits)
-    scaled, = torch.autograd.grad(
-        loss(logits, labels), logits, torch.tensor(-3.))
+    (grad,) = torch.autograd.grad(loss(logits, labels), logits)
+    (scaled,) = torch.autograd.grad(
+        loss(logits, labels), logits, torch.tensor(-3.0)
+    )
     assert_close(scaled, -3 * grad)
     per_row = torch.rand(12)
-    rowwise, = torch.autograd.grad(
-        loss(logits, labels, reduction_override='none'), logits, per_row)
+    (rowwise,) = torch.autograd.grad(
+        loss(logits, labels, reduction_override='none'), logits, per_row
+    )
     assert_close(rowwise, grad * 12 * per_row.unsqueeze(1))
 
 
@@ -275,20 +299,21 @@ def test_eval_mode_computes_the_same(loss_type, build, rows):
 def test_class_weight(softmax_type, build, rows):
     """Written by DETRHead and read by Mask2Former, one a logit column."""
     logits, labels = rows(columns=6, labels=6)
-    weight = [1., 1., 2., 1., 1., .1]
+    weight = [1.0, 1.0, 2.0, 1.0, 1.0, 0.1]
     labels[0], labels[1] = 5, -100
     weighted = build(softmax_type, class_weight=weight)
     bare = build(softmax_type)
     expected = bare(logits, labels, reduction_override='none')
     factor = torch.tensor(weight)[labels.clamp(min=0)]
     assert_close(
-        weighted(logits, labels, reduction_override='none'),
-        expected * factor)
+        weighted(logits, labels, reduction_override='none'), expected * factor
+    )
 
 
 def test_class_weight_may_be_a_tensor(softmax_type, build, rows):
     logits, labels = rows(columns=6, labels=6)
-    weight = [1., 1., 2., 1., 1., .1]
+    weight = [1.0, 1.0, 2.0, 1.0, 1.0, 0.1]
     assert_close(
         build(softmax_type, class_weight=torch.tensor(weight))(logits, labels),
-        build(softmax_type, class_weight=weight)(logits, labels))
+        build(softmax_type, class_weight=weight)(logits, labels),
+    )

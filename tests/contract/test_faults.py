@@ -1,19 +1,23 @@
 """Mistakes in a config or in the data: each message names the way out."""
+
 import pytest
 import torch
 
 
-@pytest.mark.parametrize('counts, message', [
-    ([5, 3, -1], r'class_counts=\[5, 3, -1\].*numbers >= 0.*class 2.*Fix'),
-    ([5, float('nan'), 1], r'class_counts=.*finite.*nan for class 1.*Fix'),
-    ([5, float('inf')], r'class_counts=.*finite.*inf for class 1.*Fix'),
-    ([0, 0, 0], r'class_counts=\[0, 0, 0\].*above zero.*Fix'),
-    ([], r'class_counts=\[\].*one number per class.*Fix'),
-    ([[1, 2]], r'class_counts=.*shape \(1, 2\).*Fix'),
-    ('lvis', r"class_counts=lvis.*benchmark.*lvis_v1.*Fix.*'lvis_v"),
-    ('no_such_benchmark', r'class_counts=no_such_benchmark.*Fix'),
-    (dict(a=1), r'class_counts=.*Fix.*order of the labels'),
-])
+@pytest.mark.parametrize(
+    'counts, message',
+    [
+        ([5, 3, -1], r'class_counts=\[5, 3, -1\].*numbers >= 0.*class 2.*Fix'),
+        ([5, float('nan'), 1], r'class_counts=.*finite.*nan for class 1.*Fix'),
+        ([5, float('inf')], r'class_counts=.*finite.*inf for class 1.*Fix'),
+        ([0, 0, 0], r'class_counts=\[0, 0, 0\].*above zero.*Fix'),
+        ([], r'class_counts=\[\].*one number per class.*Fix'),
+        ([[1, 2]], r'class_counts=.*shape \(1, 2\).*Fix'),
+        ('lvis', r"class_counts=lvis.*benchmark.*lvis_v1.*Fix.*'lvis_v"),
+        ('no_such_benchmark', r'class_counts=no_such_benchmark.*Fix'),
+        (dict(a=1), r'class_counts=.*Fix.*order of the labels'),
+    ],
+)
 def test_class_counts(loss_type, build, counts, message):
     with pytest.raises(ValueError, match=f'(?s){message}'):
         build(loss_type, class_counts=counts)
@@ -21,7 +25,8 @@ def test_class_counts(loss_type, build, counts, message):
 
 def test_a_missing_file(loss_type, build):
     with pytest.raises(
-            FileNotFoundError, match='class_counts=no/such.json.*Fix'):
+        FileNotFoundError, match='class_counts=no/such.json.*Fix'
+    ):
         build(loss_type, class_counts='no/such.json')
 
 
@@ -40,7 +45,8 @@ def test_counts_and_num_classes_disagree(loss_type, build):
 def test_logits_of_another_number_of_classes(loss_type, build, columns, size):
     labels = torch.zeros(2, *size, dtype=torch.long)
     with pytest.raises(
-            ValueError, match=f'num_classes=5.*columns.*got {columns}.*head'):
+        ValueError, match=f'num_classes=5.*columns.*got {columns}.*head'
+    ):
         build(loss_type)(torch.zeros(2, columns, *size), labels)
 
 
@@ -57,7 +63,8 @@ def test_label_out_of_range(loss_type, build, label, size):
     labels = torch.zeros(2, *size, dtype=torch.long)
     labels[1] = label
     with pytest.raises(
-            ValueError, match=f'label {label} is out of range.*Check'):
+        ValueError, match=f'label {label} is out of range.*Check'
+    ):
         build(loss_type)(torch.zeros(2, 5, *size), labels)
 
 
@@ -70,10 +77,11 @@ def test_background_label_in_a_map(loss_type, build):
     """There it is a wrong class of the data set."""
     with pytest.raises(ValueError, match='label 5 is out of range'):
         build(loss_type)(
-            torch.zeros(2, 5, 1, 1), torch.tensor([0, 5]).view(2, 1, 1))
+            torch.zeros(2, 5, 1, 1), torch.tensor([0, 5]).view(2, 1, 1)
+        )
 
 
-@pytest.mark.parametrize('shape', [(3, ), (2, 1), (1, )], ids=str)
+@pytest.mark.parametrize('shape', [(3,), (2, 1), (1,)], ids=str)
 def test_labels_of_another_shape(loss_type, build, shape):
     with pytest.raises(ValueError, match='labels of shape'):
         build(loss_type)(torch.zeros(2, 5), torch.zeros(shape).long())
@@ -84,21 +92,24 @@ def test_float_index_labels(loss_type, build):
         build(loss_type)(torch.zeros(2, 5), torch.zeros(2))
 
 
-@pytest.mark.parametrize('key, value, expected', [
-    ('tau', -1, '>= 0'),
-    ('tau', 'high', 'number'),
-    ('tau', float('nan'), 'finite'),
-    ('tau', True, 'number'),
-    ('loss_weight', None, 'number'),
-    ('reduction', 'average', "'mean'"),
-    ('background', 'none', "'keep_odds'"),
-    ('background', 1.5, r'\(0, 1\)'),
-    ('background', 1, r'\(0, 1\)'),
-    ('num_classes', 0, 'int >= 1'),
-    ('num_classes', '5', 'int >= 1'),
-    ('loss_name', 'balanced', 'loss_'),
-    ('count_unit', 'boxes', 'instance'),
-])
+@pytest.mark.parametrize(
+    'key, value, expected',
+    [
+        ('tau', -1, '>= 0'),
+        ('tau', 'high', 'number'),
+        ('tau', float('nan'), 'finite'),
+        ('tau', True, 'number'),
+        ('loss_weight', None, 'number'),
+        ('reduction', 'average', "'mean'"),
+        ('background', 'none', "'keep_odds'"),
+        ('background', 1.5, r'\(0, 1\)'),
+        ('background', 1, r'\(0, 1\)'),
+        ('num_classes', 0, 'int >= 1'),
+        ('num_classes', '5', 'int >= 1'),
+        ('loss_name', 'balanced', 'loss_'),
+        ('count_unit', 'boxes', 'instance'),
+    ],
+)
 def test_options(loss_type, build, key, value, expected):
     with pytest.raises(ValueError, match=f'{key}=.*{value}.*{expected}'):
         build(loss_type, **{key: value})
@@ -118,12 +129,13 @@ def test_unknown_reduction_override(loss_type, build, rows):
 
 def test_class_weight_in_a_sigmoid_loss(sigmoid_type, build):
     with pytest.raises(ValueError, match='class_weight=.*remove it'):
-        build(sigmoid_type, class_weight=[1.] * 5)
+        build(sigmoid_type, class_weight=[1.0] * 5)
 
 
 @pytest.mark.parametrize('length', [4, 5, 7])
 def test_class_weight_of_another_length(softmax_type, build, rows, length):
     """Logits have 6 columns: with 5, background rows would have none."""
     with pytest.raises(ValueError, match='class_weight.*6'):
-        build(softmax_type, class_weight=[1.] * length)(
-            *rows(columns=6, labels=6))
+        build(softmax_type, class_weight=[1.0] * length)(
+            *rows(columns=6, labels=6)
+        )

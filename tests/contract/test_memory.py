@@ -1,4 +1,5 @@
 """No one-hot labels, no (P, C, C) tensors, no graph breaks."""
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,11 +50,12 @@ def test_many_classes_need_no_square(loss_type, build):
 def test_compiles_without_graph_breaks(loss_type, build, rows):
     logits, labels = rows(n=4)
     torch._dynamo.reset()
-    for size, args in (((), dict(avg_factor=3.)), ((2, 3), {})):
+    for size, args in (((), dict(avg_factor=3.0)), ((2, 3), {})):
         logits, labels = rows(n=4, size=size)
         loss = build(loss_type)
         weight = torch.rand(labels.shape)
         compiled = torch.compile(loss, backend='eager', fullgraph=True)
         torch.testing.assert_close(
             compiled(logits, labels, weight, **args),
-            loss(logits, labels, weight, **args))
+            loss(logits, labels, weight, **args),
+        )

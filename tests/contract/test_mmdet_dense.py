@@ -1,4 +1,5 @@
 """Through mmdet's dense and DETR-type heads."""
+
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -6,23 +7,23 @@ from mmengine.structures import InstanceData
 from torch.testing import assert_close
 
 pytest.importorskip('mmdet')
-from mmdet.registry import MODELS  # noqa: E402
+from mmdet.registry import MODELS
 
 C = 5
 META = dict(
-    img_shape=(32, 32), scale_factor=(1., 1.), batch_input_shape=(32, 32),
-    pad_shape=(32, 32))
+    img_shape=(32, 32),
+    scale_factor=(1.0, 1.0),
+    batch_input_shape=(32, 32),
+    pad_shape=(32, 32),
+)
 TEST_CFG = ConfigDict(
     nms_pre=100,
     min_bbox_size=0,
-    score_thr=0.,
-    nms=dict(type='nms', iou_threshold=.6),
-    max_per_img=100)
-ANCHORS = dict(
-    type='AnchorGenerator',
-    ratios=[1.],
-    scales=[2.],
-    strides=[8])
+    score_thr=0.0,
+    nms=dict(type='nms', iou_threshold=0.6),
+    max_per_img=100,
+)
+ANCHORS = dict(type='AnchorGenerator', ratios=[1.0], scales=[2.0], strides=[8])
 
 
 @pytest.fixture(autouse=True)
@@ -33,17 +34,20 @@ def seed():
 def dense_head(kind, loss_cls, **kwargs):
     specific = dict(
         RetinaHead=dict(
-            anchor_generator=dict(ANCHORS, ratios=[.5, 1., 2.]),
+            anchor_generator=dict(ANCHORS, ratios=[0.5, 1.0, 2.0]),
             train_cfg=dict(
                 assigner=dict(
                     type='MaxIoUAssigner',
-                    pos_iou_thr=.5,
-                    neg_iou_thr=.4,
-                    min_pos_iou=0),
+                    pos_iou_thr=0.5,
+                    neg_iou_thr=0.4,
+                    min_pos_iou=0,
+                ),
                 sampler=dict(type='PseudoSampler'),
                 allowed_border=-1,
                 pos_weight=-1,
-                debug=False)),
+                debug=False,
+            ),
+        ),
         ATSSHead=dict(
             norm_cfg=None,
             anchor_generator=ANCHORS,
@@ -51,9 +55,11 @@ def dense_head(kind, loss_cls, **kwargs):
                 assigner=dict(type='ATSSAssigner', topk=4),
                 allowed_border=-1,
                 pos_weight=-1,
-                debug=False)),
-        FCOSHead=dict(
-            norm_cfg=None, strides=[8], regress_ranges=((-1, 1e8), )))
+                debug=False,
+            ),
+        ),
+        FCOSHead=dict(norm_cfg=None, strides=[8], regress_ranges=((-1, 1e8),)),
+    )
     return MODELS.build(
         ConfigDict(
             type=kind,
@@ -64,14 +70,17 @@ def dense_head(kind, loss_cls, **kwargs):
             loss_cls=loss_cls,
             test_cfg=TEST_CFG,
             **specific[kind],
-            **kwargs))
+            **kwargs,
+        )
+    )
 
 
 def objects(labels=(0, 4)):
-    boxes = torch.tensor([[2., 2, 18, 18], [14, 12, 30, 28]])
+    boxes = torch.tensor([[2.0, 2, 18, 18], [14, 12, 30, 28]])
     return [
         InstanceData(
-            bboxes=boxes[:len(labels)], labels=torch.tensor(labels).long())
+            bboxes=boxes[: len(labels)], labels=torch.tensor(labels).long()
+        )
     ]
 
 
@@ -83,7 +92,9 @@ def dense_loss(head, features, instances=None):
 def total(losses):
     return sum(
         sum(v) if isinstance(v, (list, tuple)) else v
-        for k, v in losses.items() if 'loss' in k)
+        for k, v in losses.items()
+        if 'loss' in k
+    )
 
 
 HEADS = ['RetinaHead', 'ATSSHead', 'FCOSHead']
@@ -93,19 +104,21 @@ HEADS = ['RetinaHead', 'ATSSHead', 'FCOSHead']
 def test_sigmoid(sigmoid_type, cfg, kind):
     head = dense_head(kind, cfg(sigmoid_type, use_sigmoid=True))
     assert head.cls_out_channels == C
-    features = (torch.randn(1, 4, 4, 4), )
+    features = (torch.randn(1, 4, 4, 4),)
     for instances in (objects(), objects(())):
         head.zero_grad()
         outs, losses = dense_loss(head, features, instances)
         total(losses).backward()
         classifier = {
-            'RetinaHead': 'retina_cls', 'ATSSHead': 'atss_cls',
-            'FCOSHead': 'conv_cls'
+            'RetinaHead': 'retina_cls',
+            'ATSSHead': 'atss_cls',
+            'FCOSHead': 'conv_cls',
         }[kind]
         grad = getattr(head, classifier).weight.grad
         assert grad.isfinite().all() and grad.any()
     found = head.predict_by_feat(
-        *outs, batch_img_metas=[META], cfg=TEST_CFG, rescale=False)[0]
+        *outs, batch_img_metas=[META], cfg=TEST_CFG, rescale=False
+    )[0]
     assert found.labels.max() < C and found.scores.isfinite().all()
 
 
@@ -113,13 +126,14 @@ def test_sigmoid(sigmoid_type, cfg, kind):
 def test_softmax(softmax_type, cfg, kind):
     head = dense_head(kind, cfg(softmax_type, use_sigmoid=False))
     assert head.cls_out_channels == C + 1
-    features = (torch.randn(1, 4, 4, 4), )
+    features = (torch.randn(1, 4, 4, 4),)
     for instances in (objects(), objects(())):
         head.zero_grad()
         outs, losses = dense_loss(head, features, instances)
         total(losses).backward()
     found = head.predict_by_feat(
-        *outs, batch_img_metas=[META], cfg=TEST_CFG, rescale=False)[0]
+        *outs, batch_img_metas=[META], cfg=TEST_CFG, rescale=False
+    )[0]
     assert found.labels.max() < C and found.scores.isfinite().all()
 
 
@@ -130,9 +144,10 @@ def test_tau_zero_is_mmdets_own_loss(loss_type, build, cfg, kind):
     ours = dense_head(kind, cfg(loss_type, tau=0, use_sigmoid=sigmoid))
     torch.manual_seed(0)
     theirs = dense_head(
-        kind, dict(type='CrossEntropyLoss', use_sigmoid=sigmoid))
+        kind, dict(type='CrossEntropyLoss', use_sigmoid=sigmoid)
+    )
     theirs.load_state_dict(ours.state_dict(), strict=False)
-    features = (torch.randn(1, 4, 4, 4), )
+    features = (torch.randn(1, 4, 4, 4),)
     losses = [dense_loss(head, features)[1] for head in (ours, theirs)]
     assert_close(*(total(dict(loss=x['loss_cls'])) for x in losses))
 
@@ -141,20 +156,23 @@ def test_tau_zero_is_mmdets_own_loss(loss_type, build, cfg, kind):
 def test_predictions_are_those_of_mmdet(policy, build, cfg, kind):
     """Same logits, same scores: no prior, no shifted column."""
     name, background = policy
-    if background in ('objectness', ):
+    if background in ('objectness',):
         pytest.skip('needs a head that asks the loss for its channels')
     sigmoid = build(name).use_sigmoid
     ours = dense_head(
-        kind,
-        cfg(name, background=background, tau=2., use_sigmoid=sigmoid))
+        kind, cfg(name, background=background, tau=2.0, use_sigmoid=sigmoid)
+    )
     theirs = dense_head(
-        kind, dict(type='CrossEntropyLoss', use_sigmoid=sigmoid))
-    outs = ours((torch.randn(1, 4, 4, 4), ))
+        kind, dict(type='CrossEntropyLoss', use_sigmoid=sigmoid)
+    )
+    outs = ours((torch.randn(1, 4, 4, 4),))
     outs[0][0].data.normal_(0, 4)
     a, b = (
         head.predict_by_feat(
-            *outs, batch_img_metas=[META], cfg=TEST_CFG, rescale=False)[0]
-        for head in (ours, theirs))
+            *outs, batch_img_metas=[META], cfg=TEST_CFG, rescale=False
+        )[0]
+        for head in (ours, theirs)
+    )
     for key in ('scores', 'labels', 'bboxes'):
         assert_close(getattr(a, key), getattr(b, key))
     assert C - 1 in a.labels
@@ -164,30 +182,33 @@ def test_predictions_are_those_of_mmdet(policy, build, cfg, kind):
 def test_a_forgotten_use_sigmoid_is_an_error(sigmoid_type, cfg, kind):
     """The head reads that key of the config, before it builds the loss."""
     head = dense_head(kind, cfg(sigmoid_type))
-    with pytest.raises(
-            ValueError, match='5 columns.*got 6.*use_sigmoid=True'):
-        dense_loss(head, (torch.randn(1, 4, 4, 4), ))
+    with pytest.raises(ValueError, match='5 columns.*got 6.*use_sigmoid=True'):
+        dense_loss(head, (torch.randn(1, 4, 4, 4),))
 
 
 @pytest.mark.parametrize('kind', HEADS)
 def test_objectness_is_an_error(softmax_type, cfg, kind):
     head = dense_head(kind, cfg(softmax_type, background='objectness'))
     with pytest.raises(ValueError, match="got 6.*'objectness' in RoI heads"):
-        dense_loss(head, (torch.randn(1, 4, 4, 4), ))
+        dense_loss(head, (torch.randn(1, 4, 4, 4),))
 
 
 def test_objectness_of_a_sigmoid_is_an_error(sigmoid_type, cfg):
     head = dense_head(
         'RetinaHead',
-        cfg(sigmoid_type, background='objectness', use_sigmoid=True))
+        cfg(sigmoid_type, background='objectness', use_sigmoid=True),
+    )
     with pytest.raises(ValueError, match="got 5.*'objectness' in RoI heads"):
-        dense_loss(head, (torch.randn(1, 4, 4, 4), ))
+        dense_loss(head, (torch.randn(1, 4, 4, 4),))
 
 
 # ------------------------------------------------------------------- DETR
 def detr_head(kind, loss_cls):
-    layers = dict(num_pred_layer=3, as_two_stage=True) if kind in (
-        'DeformableDETRHead', 'DINOHead') else {}
+    layers = (
+        dict(num_pred_layer=3, as_two_stage=True)
+        if kind in ('DeformableDETRHead', 'DINOHead')
+        else {}
+    )
     return MODELS.build(
         ConfigDict(
             type=kind,
@@ -200,22 +221,27 @@ def detr_head(kind, loss_cls):
                     match_costs=[
                         dict(type='FocalLossCost', weight=2.0),
                         dict(type='BBoxL1Cost', weight=5.0),
-                        dict(type='IoUCost', iou_mode='giou', weight=2.0)
-                    ])),
+                        dict(type='IoUCost', iou_mode='giou', weight=2.0),
+                    ],
+                )
+            ),
             test_cfg=dict(max_per_img=6),
-            **layers))
+            **layers,
+        )
+    )
 
 
 @pytest.mark.parametrize(
     'kind',
-    ['DETRHead', 'ConditionalDETRHead', 'DeformableDETRHead', 'DINOHead'])
+    ['DETRHead', 'ConditionalDETRHead', 'DeformableDETRHead', 'DINOHead'],
+)
 def test_detr(loss_type, cfg, kind):
     """The head asks ``loss_cls.use_sigmoid`` for its number of columns."""
     head = detr_head(kind, cfg(loss_type))
     columns = C + (not head.loss_cls.use_sigmoid)
     assert head.cls_out_channels == columns
     scores = torch.randn(2, 1, 10, columns, requires_grad=True)
-    boxes = torch.rand(2, 1, 10, 4) * .5 + .2
+    boxes = torch.rand(2, 1, 10, 4) * 0.5 + 0.2
     encoder = denoising = []
     if kind in ('DeformableDETRHead', 'DINOHead'):
         encoder = [torch.randn(1, 9, columns), torch.rand(1, 9, 4)]
@@ -223,8 +249,9 @@ def test_detr(loss_type, cfg, kind):
         denoising = [dict(num_denoising_queries=4, num_denoising_groups=1)]
     for instances in (objects(), objects(())):
         scores.grad = None
-        losses = head.loss_by_feat(scores, boxes, *encoder, instances, [META],
-                                   *denoising)
+        losses = head.loss_by_feat(
+            scores, boxes, *encoder, instances, [META], *denoising
+        )
         total(losses).backward()
         assert scores.grad.isfinite().all() and scores.grad.any()
     found = head.predict_by_feat(scores, boxes, [META], rescale=False)[0]
@@ -233,14 +260,16 @@ def test_detr(loss_type, cfg, kind):
 
 def test_detr_writes_its_background_weight(softmax_type, cfg):
     """DETRHead turns a number into C + 1 class weights in the config."""
-    loss_cls = cfg(softmax_type, class_weight=1.0, bg_cls_weight=.1)
+    loss_cls = cfg(softmax_type, class_weight=1.0, bg_cls_weight=0.1)
     head = detr_head('DETRHead', loss_cls)
     logits = torch.zeros(2, C + 1)
     rows = head.loss_cls(
-        logits, torch.tensor([5, 5]), reduction_override='none')
+        logits, torch.tensor([5, 5]), reduction_override='none'
+    )
     bare = MODELS.build(cfg(softmax_type))(
-        logits, torch.tensor([5, 5]), reduction_override='none')
-    assert_close(rows, .1 * bare)
+        logits, torch.tensor([5, 5]), reduction_override='none'
+    )
+    assert_close(rows, 0.1 * bare)
 
 
 def test_class_loss_of_mask_heads(softmax_type, cfg):
@@ -254,8 +283,11 @@ def test_class_loss_of_mask_heads(softmax_type, cfg):
             num_things_classes=3,
             num_stuff_classes=2,
             num_queries=6,
-            pixel_decoder=dict(type='PixelDecoder', norm_cfg=dict(
-                type='GN', num_groups=2), act_cfg=dict(type='ReLU')),
+            pixel_decoder=dict(
+                type='PixelDecoder',
+                norm_cfg=dict(type='GN', num_groups=2),
+                act_cfg=dict(type='ReLU'),
+            ),
             enforce_decoder_input_project=False,
             positional_encoding=dict(num_feats=4, normalize=True),
             transformer_decoder=dict(
@@ -265,17 +297,29 @@ def test_class_loss_of_mask_heads(softmax_type, cfg):
                     self_attn_cfg=dict(embed_dims=8, num_heads=2),
                     cross_attn_cfg=dict(embed_dims=8, num_heads=2),
                     ffn_cfg=dict(
-                        embed_dims=8, feedforward_channels=8, num_fcs=2))),
-            loss_cls=cfg(softmax_type, class_weight=[1.] * C + [.1]),
+                        embed_dims=8, feedforward_channels=8, num_fcs=2
+                    ),
+                ),
+            ),
+            loss_cls=cfg(softmax_type, class_weight=[1.0] * C + [0.1]),
             loss_mask=dict(type='FocalLoss', use_sigmoid=True),
-            loss_dice=dict(type='DiceLoss', use_sigmoid=True, activate=True,
-                           naive_dice=True, eps=1.),
+            loss_dice=dict(
+                type='DiceLoss',
+                use_sigmoid=True,
+                activate=True,
+                naive_dice=True,
+                eps=1.0,
+            ),
             train_cfg=dict(
                 assigner=dict(
                     type='HungarianAssigner',
-                    match_costs=[dict(type='ClassificationCost')]),
-                sampler=dict(type='MaskPseudoSampler')),
-            test_cfg=None))
+                    match_costs=[dict(type='ClassificationCost')],
+                ),
+                sampler=dict(type='MaskPseudoSampler'),
+            ),
+            test_cfg=None,
+        )
+    )
     scores = torch.randn(1, 1, 6, C + 1, requires_grad=True)
     masks = torch.randn(1, 1, 6, 8, 8)
     instances = objects()
@@ -288,4 +332,4 @@ def test_class_loss_of_mask_heads(softmax_type, cfg):
 
 def test_a_loss_without_class_weight_in_a_mask_head(sigmoid_type, cfg):
     with pytest.raises(ValueError, match='class_weight=.*remove it'):
-        MODELS.build(cfg(sigmoid_type, class_weight=[1.] * C + [.1]))
+        MODELS.build(cfg(sigmoid_type, class_weight=[1.0] * C + [0.1]))

@@ -1,4 +1,5 @@
 """Through mmdet's RoI heads: whole ``loss`` and ``predict``."""
+
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -6,14 +7,16 @@ from mmengine.structures import InstanceData
 from torch.testing import assert_close
 
 pytest.importorskip('mmdet')
-from mmdet.registry import MODELS  # noqa: E402
-from mmdet.structures import DetDataSample  # noqa: E402
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 
 C = 5
 META = dict(
-    img_shape=(64, 64), scale_factor=(1., 1.), batch_input_shape=(64, 64))
+    img_shape=(64, 64), scale_factor=(1.0, 1.0), batch_input_shape=(64, 64)
+)
 NMS = ConfigDict(
-    score_thr=0., nms=dict(type='nms', iou_threshold=.5), max_per_img=100)
+    score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100
+)
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +25,11 @@ def seed():
 
 
 def bbox_head(loss_cls, kind='Shared2FCBBoxHead', **kwargs):
-    size = dict(with_avg_pool=True) if kind == 'BBoxHead' else dict(
-        fc_out_channels=8)
+    size = (
+        dict(with_avg_pool=True)
+        if kind == 'BBoxHead'
+        else dict(fc_out_channels=8)
+    )
     return MODELS.build(
         dict(
             type=kind,
@@ -32,21 +38,28 @@ def bbox_head(loss_cls, kind='Shared2FCBBoxHead', **kwargs):
             num_classes=C,
             loss_cls=loss_cls,
             **size,
-            **kwargs))
+            **kwargs,
+        )
+    )
 
 
 def targets(head, labels, weights=None):
     n = len(labels)
-    return (torch.zeros(n, 5), labels,
-            torch.ones(n) if weights is None else weights, torch.zeros(n, 4),
-            (labels < C).float().unsqueeze(1).expand(n, 4))
+    return (
+        torch.zeros(n, 5),
+        labels,
+        torch.ones(n) if weights is None else weights,
+        torch.zeros(n, 4),
+        (labels < C).float().unsqueeze(1).expand(n, 4),
+    )
 
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 4, 5, 5, 5])
 
 
 @pytest.mark.parametrize(
-    'kind', ['BBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead'])
+    'kind', ['BBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead']
+)
 def test_loss(policy, cfg, kind):
     name, background = policy
     head = bbox_head(cfg(name, background=background), kind)
@@ -63,8 +76,9 @@ def test_loss(policy, cfg, kind):
     assert (head.fc_cls.weight.grad.abs().sum(1) > 0).all()
     # OHEMSampler's call
     none = head.loss(
-        scores, None, *targets(head, LABELS), reduction_override='none')
-    assert none['loss_cls'].shape == (9, )
+        scores, None, *targets(head, LABELS), reduction_override='none'
+    )
+    assert none['loss_cls'].shape == (9,)
     assert_close(none['loss_cls'].mean(), losses['loss_cls'])
 
 
@@ -82,64 +96,70 @@ def test_tau_zero_is_mmdets_own_loss(softmax_type, cfg):
     ours = bbox_head(cfg(softmax_type, tau=0))
     theirs = bbox_head(dict(type='CrossEntropyLoss'))
     scores = torch.randn(9, C + 1)
-    weights = torch.tensor([1., 1, 0, 1, 1, 1, 0, 1, 1])
+    weights = torch.tensor([1.0, 1, 0, 1, 1, 1, 0, 1, 1])
     a, b = (
         head.loss(scores, None, *targets(head, LABELS, weights))
-        for head in (ours, theirs))
+        for head in (ours, theirs)
+    )
     assert_close(a['loss_cls'], b['loss_cls'])
     assert_close(a['acc'].float(), b['acc'].float())
 
 
 def predict(head, scores, n):
     side = torch.arange(n).float() * 6
-    rois = torch.stack(
-        [torch.zeros(n), side, side, side + 5, side + 5], dim=1)
+    rois = torch.stack([torch.zeros(n), side, side, side + 5, side + 5], dim=1)
     return head.predict_by_feat(
-        rois=(rois, ),
-        cls_scores=(scores, ),
-        bbox_preds=(torch.zeros(n, 4 * C), ),
+        rois=(rois,),
+        cls_scores=(scores,),
+        bbox_preds=(torch.zeros(n, 4 * C),),
         batch_img_metas=[META],
-        rcnn_test_cfg=NMS)[0]
+        rcnn_test_cfg=NMS,
+    )[0]
 
 
 def test_predict(policy, cfg):
     name, background = policy
     head = bbox_head(cfg(name, background=background))
     columns = head.fc_cls.out_features
-    scores = torch.full((C + 1, columns), -8.)
-    scores.fill_diagonal_(8.)
+    scores = torch.full((C + 1, columns), -8.0)
+    scores.fill_diagonal_(8.0)
     if columns == C + 2:  # objectness: two columns tell object from none
-        scores[:C, C:] = torch.tensor([8., -8.])
-        scores[C, C:] = torch.tensor([-8., 8.])
+        scores[:C, C:] = torch.tensor([8.0, -8.0])
+        scores[C, C:] = torch.tensor([-8.0, 8.0])
     activation = head.loss_cls.get_activation(scores)
     assert activation.shape == (C + 1, C + 1)
     assert (activation >= 0).all() and (activation <= 1).all()
     # Each class is detectable, the last one, too, and none is background.
     found = predict(head, scores, C + 1)
-    sure = found[found.scores > .9]
+    sure = found[found.scores > 0.9]
     assert sorted(sure.labels.tolist()) == list(range(C))
-    assert_close(sure.scores.sort().values,
-                 activation[:C, :C].diagonal().sort().values)
-    assert (activation[C, :C] < .1).all()
+    assert_close(
+        sure.scores.sort().values, activation[:C, :C].diagonal().sort().values
+    )
+    assert (activation[C, :C] < 0.1).all()
 
 
 def test_prediction_never_contains_the_prior(policy, cfg, counts):
     name, background = policy
     results = []
-    for class_counts in (counts, counts[::-1], [1.] * C):
-        for tau in (0, 1, 3.):
+    for class_counts in (counts, counts[::-1], [1.0] * C):
+        for tau in (0, 1, 3.0):
             torch.manual_seed(0)
             head = bbox_head(
-                cfg(name,
+                cfg(
+                    name,
                     background=background,
                     tau=tau,
-                    class_counts=class_counts))
+                    class_counts=class_counts,
+                )
+            )
             scores = torch.randn(8, head.fc_cls.out_features)
             results.append(predict(head, scores, 8))
     for result in results[1:]:
         for key in ('scores', 'labels', 'bboxes'):
             assert_close(
-                getattr(result, key), getattr(results[0], key), rtol=0, atol=0)
+                getattr(result, key), getattr(results[0], key), rtol=0, atol=0
+            )
 
 
 def test_auto_head_has_its_channels_before_the_counts(policy, cfg):
@@ -153,7 +173,8 @@ def test_auto_head_has_its_channels_before_the_counts(policy, cfg):
 
 def test_counts_of_another_number_of_classes(loss_type, cfg):
     with pytest.raises(
-            ValueError, match='num_classes=3.*5.*bbox_head.num_classes'):
+        ValueError, match='num_classes=3.*5.*bbox_head.num_classes'
+    ):
         bbox_head(cfg(loss_type, class_counts=[3, 2, 1]))
 
 
@@ -165,50 +186,65 @@ def roi_head(loss_cls, stages=None, sampler='RandomSampler'):
         fc_out_channels=8,
         roi_feat_size=2,
         num_classes=C,
-        loss_cls=loss_cls)
+        loss_cls=loss_cls,
+    )
     train_cfg = dict(
         assigner=dict(
             type='MaxIoUAssigner',
-            pos_iou_thr=.5,
-            neg_iou_thr=.5,
-            min_pos_iou=.5),
+            pos_iou_thr=0.5,
+            neg_iou_thr=0.5,
+            min_pos_iou=0.5,
+        ),
         sampler=dict(
             type=sampler,
             num=8,
-            pos_fraction=.5,
+            pos_fraction=0.5,
             neg_pos_ub=-1,
-            add_gt_as_proposals=True),
+            add_gt_as_proposals=True,
+        ),
         pos_weight=-1,
-        debug=False)
+        debug=False,
+    )
     extractor = dict(
         type='SingleRoIExtractor',
         roi_layer=dict(type='RoIAlign', output_size=2, sampling_ratio=0),
         out_channels=4,
-        featmap_strides=[4])
+        featmap_strides=[4],
+    )
     many = dict(type='StandardRoIHead', bbox_head=head, train_cfg=train_cfg)
     if stages:
         many = dict(
             type='CascadeRoIHead',
             num_stages=stages,
-            stage_loss_weights=[1, .5, .25][:stages],
-            bbox_head=[dict(head, reg_class_agnostic=i > 0)
-                       for i in range(stages)],
-            train_cfg=[train_cfg] * stages)
+            stage_loss_weights=[1, 0.5, 0.25][:stages],
+            bbox_head=[
+                dict(head, reg_class_agnostic=i > 0) for i in range(stages)
+            ],
+            train_cfg=[train_cfg] * stages,
+        )
     return MODELS.build(
-        ConfigDict(many, bbox_roi_extractor=extractor, test_cfg=NMS))
+        ConfigDict(many, bbox_roi_extractor=extractor, test_cfg=NMS)
+    )
 
 
 def scene():
-    boxes = torch.tensor([[4., 4, 20, 20], [30, 30, 50, 50], [8, 40, 24, 60]])
+    boxes = torch.tensor([[4.0, 4, 20, 20], [30, 30, 50, 50], [8, 40, 24, 60]])
     sample = DetDataSample(metainfo=META)
     sample.gt_instances = InstanceData(
-        bboxes=boxes, labels=torch.tensor([0, 3, 4]))
+        bboxes=boxes, labels=torch.tensor([0, 3, 4])
+    )
     proposals = InstanceData(
-        bboxes=torch.cat([boxes + 1, boxes + 12,
-                          torch.rand(6, 2).repeat(1, 2) * 20 +
-                          torch.tensor([0., 0, 20, 20])]))
+        bboxes=torch.cat(
+            [
+                boxes + 1,
+                boxes + 12,
+                torch.rand(6, 2).repeat(1, 2) * 20
+                + torch.tensor([0.0, 0, 20, 20]),
+            ]
+        )
+    )
     proposals.scores = torch.ones(len(proposals.bboxes))
-    return (torch.randn(1, 4, 16, 16), ), [proposals], [sample]
+    return (torch.randn(1, 4, 16, 16),), [proposals], [sample]
 
 
 def check_roi_head(head):
@@ -242,7 +278,8 @@ def test_cascade_refines_and_averages(policy, cfg):
 @pytest.mark.parametrize('stages', [None, 2])
 def test_ohem_sampler(loss_type, cfg, stages):
     check_roi_head(
-        roi_head(cfg(loss_type), stages=stages, sampler='OHEMSampler'))
+        roi_head(cfg(loss_type), stages=stages, sampler='OHEMSampler')
+    )
 
 
 def test_dii_head_of_sparse_rcnn(loss_type, cfg):
@@ -262,20 +299,31 @@ def test_dii_head_of_sparse_rcnn(loss_type, cfg):
                 in_channels=8,
                 feat_channels=4,
                 out_channels=8,
-                input_feat_shape=7),
+                input_feat_shape=7,
+            ),
             loss_cls=cfg(loss_type),
             loss_bbox=dict(type='L1Loss'),
-            loss_iou=dict(type='GIoULoss')))
+            loss_iou=dict(type='GIoULoss'),
+        )
+    )
     scores, boxes, *_ = head(torch.randn(6, 8, 7, 7), torch.randn(1, 6, 8))
     assert scores.shape == (1, 6, C + (not head.loss_cls.use_sigmoid))
-    for labels in (torch.tensor([0, 4, 5, 5, 3, 5]), torch.full((6, ), 5)):
+    for labels in (torch.tensor([0, 4, 5, 5, 3, 5]), torch.full((6,), 5)):
         head.zero_grad()
         # The head hands over the number of positives, a tensor, may be zero.
         head.get_targets = lambda labels=labels, **_: (
-            labels, torch.ones(6), torch.rand(6, 4), torch.ones(6, 4))
+            labels,
+            torch.ones(6),
+            torch.rand(6, 4),
+            torch.ones(6, 4),
+        )
         losses = head.loss_and_target(
-            scores.flatten(0, 1), boxes.flatten(0, 1), None, None,
-            torch.ones(6, 4))['loss_bbox']
+            scores.flatten(0, 1),
+            boxes.flatten(0, 1),
+            None,
+            None,
+            torch.ones(6, 4),
+        )['loss_bbox']
         assert losses['loss_cls'].shape == ()
         losses['loss_cls'].backward(retain_graph=True)
         assert head.fc_cls.weight.grad.isfinite().all()
@@ -291,15 +339,24 @@ def sabl_head(loss_cls):
             cls_out_channels=8,
             reg_offset_out_channels=8,
             reg_cls_out_channels=8,
-            loss_cls=loss_cls))
+            loss_cls=loss_cls,
+        )
+    )
 
 
 def test_sabl_head(softmax_type, cfg):
     """Builds its own C + 1 channels and asks no loss."""
     head = sabl_head(cfg(softmax_type))
     scores = head.cls_forward(torch.randn(6, 4, 7, 7))
-    losses = head.loss(scores, None, torch.zeros(6, 5), torch.arange(6),
-                       torch.ones(6), (None, None), (None, None))
+    losses = head.loss(
+        scores,
+        None,
+        torch.zeros(6, 5),
+        torch.arange(6),
+        torch.ones(6),
+        (None, None),
+        (None, None),
+    )
     losses['loss_cls'].backward()
     assert head.fc_cls.weight.grad.isfinite().all()
 
@@ -308,14 +365,25 @@ def test_a_head_of_fixed_channels_cannot_serve_objectness(softmax_type, cfg):
     head = sabl_head(cfg(softmax_type, background='objectness'))
     with pytest.raises(ValueError, match='5 columns.*objectness.*got 6'):
         head.loss(
-            torch.randn(6, C + 1), None, torch.zeros(6, 5), torch.arange(6),
-            torch.ones(6), (None, None), (None, None))
+            torch.randn(6, C + 1),
+            None,
+            torch.zeros(6, 5),
+            torch.arange(6),
+            torch.ones(6),
+            (None, None),
+            (None, None),
+        )
 
 
-def test_a_head_with_a_fixed_softmax_cannot_serve_a_sigmoid(
-        sigmoid_type, cfg):
+def test_a_head_with_a_fixed_softmax_cannot_serve_a_sigmoid(sigmoid_type, cfg):
     head = sabl_head(cfg(sigmoid_type))
     with pytest.raises(ValueError, match='logits of 5 columns.*got 6'):
         head.loss(
-            torch.randn(6, C + 1), None, torch.zeros(6, 5), torch.arange(6),
-            torch.ones(6), (None, None), (None, None))
+            torch.randn(6, C + 1),
+            None,
+            torch.zeros(6, 5),
+            torch.arange(6),
+            torch.ones(6),
+            (None, None),
+            (None, None),
+        )

@@ -1,11 +1,12 @@
 """Through mmpretrain's heads and its data preprocessor."""
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 pytest.importorskip('mmpretrain')
-from mmpretrain.registry import MODELS  # noqa: E402
-from mmpretrain.structures import DataSample  # noqa: E402
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
 
 C = 5
 HEADS = dict(
@@ -15,13 +16,14 @@ HEADS = dict(
     deit=dict(type='DeiTClsHead', in_channels=8),
     levit=dict(type='LeViTClsHead', in_channels=8, distillation=False),
     efficientformer=dict(
-        type='EfficientFormerClsHead', in_channels=8, distillation=False),
+        type='EfficientFormerClsHead', in_channels=8, distillation=False
+    ),
     conformer=dict(type='ConformerHead', in_channels=[8, 8]),
 )
 FEATURES = dict(
-    vit=lambda: (torch.randn(4, 8), ),
-    deit=lambda: ((None, torch.randn(4, 8), torch.randn(4, 8)), ),
-    conformer=lambda: ([torch.randn(4, 8), torch.randn(4, 8)], ),
+    vit=lambda: (torch.randn(4, 8),),
+    deit=lambda: ((None, torch.randn(4, 8), torch.randn(4, 8)),),
+    conformer=lambda: ([torch.randn(4, 8), torch.randn(4, 8)],),
 )
 
 
@@ -31,12 +33,11 @@ def seed():
 
 
 def features(kind):
-    return FEATURES.get(kind, lambda: (torch.randn(4, 8), ))()
+    return FEATURES.get(kind, lambda: (torch.randn(4, 8),))()
 
 
 def head_of(kind, loss, **kwargs):
-    return MODELS.build(
-        dict(HEADS[kind], num_classes=C, loss=loss, **kwargs))
+    return MODELS.build(dict(HEADS[kind], num_classes=C, loss=loss, **kwargs))
 
 
 def samples(labels=(0, 1, 4, 4)):
@@ -47,8 +48,9 @@ def samples(labels=(0, 1, 4, 4)):
 def targets(request):
     """Data samples as mmpretrain's own preprocessor makes them."""
     augments = dict(
-        mixup=[dict(type='Mixup', alpha=.8)],
-        cutmix=[dict(type='CutMix', alpha=1.)])
+        mixup=[dict(type='Mixup', alpha=0.8)],
+        cutmix=[dict(type='CutMix', alpha=1.0)],
+    )
     kwargs = {}
     if request.param in augments:
         kwargs = dict(batch_augments=dict(augments=augments[request.param]))
@@ -57,15 +59,19 @@ def targets(request):
             type='ClsDataPreprocessor',
             num_classes=C,
             to_onehot=request.param == 'onehot',
-            **kwargs))
+            **kwargs,
+        )
+    )
     data = dict(
         inputs=list(torch.randint(0, 255, (4, 3, 8, 8))),
-        data_samples=samples())
+        data_samples=samples(),
+    )
     out = preprocessor(data, training=True)['data_samples']
     if request.param == 'smooth':
         for sample in out:
-            sample.set_gt_score(torch.full((C, ), .02).scatter(
-                0, sample.gt_label, .92))
+            sample.set_gt_score(
+                torch.full((C,), 0.02).scatter(0, sample.gt_label, 0.92)
+            )
     assert (request.param == 'index') != ('gt_score' in out[0])
     return out
 
@@ -81,12 +87,13 @@ def test_loss_and_predict(loss_type, cfg, kind, targets):
     grads = [p.grad for p in head.parameters() if p.grad is not None]
     assert grads and all(g.isfinite().all() for g in grads)
     predicted = head.eval().predict(feats, samples())
-    assert predicted[0].pred_score.shape == (C, )
+    assert predicted[0].pred_score.shape == (C,)
 
 
 @pytest.mark.parametrize('kind', ['linear', 'conformer'])
-def test_tau_zero_is_mmpretrains_own_loss(loss_type, build, cfg, kind,
-                                          targets):
+def test_tau_zero_is_mmpretrains_own_loss(
+    loss_type, build, cfg, kind, targets
+):
     sigmoid = build(loss_type).use_sigmoid
     ours = head_of(kind, cfg(loss_type, tau=0))
     soft = 'gt_score' in targets[0]
@@ -95,22 +102,26 @@ def test_tau_zero_is_mmpretrains_own_loss(loss_type, build, cfg, kind,
         dict(
             type='CrossEntropyLoss',
             use_sigmoid=sigmoid,
-            use_soft=soft and not sigmoid))
+            use_soft=soft and not sigmoid,
+        ),
+    )
     theirs.load_state_dict(ours.state_dict(), strict=False)
     if sigmoid and not soft:
         pytest.skip("mmpretrain's BCE takes no index labels")
     feats = features(kind)
     assert_close(
-        ours.loss(feats, targets)['loss'], theirs.loss(feats, targets)['loss'])
+        ours.loss(feats, targets)['loss'], theirs.loss(feats, targets)['loss']
+    )
 
 
 def test_prediction_never_contains_the_prior(loss_type, cfg, counts):
     feats = features('linear')
     scores = []
-    for tau, class_counts in ((0, counts), (2., counts), (1., [1.] * C)):
+    for tau, class_counts in ((0, counts), (2.0, counts), (1.0, [1.0] * C)):
         torch.manual_seed(0)
-        head = head_of('linear', cfg(
-            loss_type, tau=tau, class_counts=class_counts))
+        head = head_of(
+            'linear', cfg(loss_type, tau=tau, class_counts=class_counts)
+        )
         scores.append(head.predict(feats)[0].pred_score)
     assert_close(scores[1], scores[0], rtol=0, atol=0)
     assert_close(scores[2], scores[0], rtol=0, atol=0)
@@ -122,29 +133,38 @@ def test_training_accuracy(loss_type, cfg):
     assert 'accuracy_top-1' in losses
 
 
-@pytest.mark.parametrize('labels', [
-    [[0], [1, 4], [], [0, 1, 2, 3, 4]],
-    [[1], [2], [3], [4]],
-])
+@pytest.mark.parametrize(
+    'labels',
+    [
+        [[0], [1, 4], [], [0, 1, 2, 3, 4]],
+        [[1], [2], [3], [4]],
+    ],
+)
 def test_multi_label(sigmoid_type, cfg, labels):
     head = MODELS.build(
         dict(
             type='MultiLabelLinearClsHead',
             in_channels=8,
             num_classes=C,
-            loss=cfg(sigmoid_type)))
+            loss=cfg(sigmoid_type),
+        )
+    )
     plain = MODELS.build(
         dict(
             type='MultiLabelLinearClsHead',
             in_channels=8,
             num_classes=C,
-            loss=cfg(sigmoid_type, tau=0)))
+            loss=cfg(sigmoid_type, tau=0),
+        )
+    )
     theirs = MODELS.build(
         dict(
             type='MultiLabelLinearClsHead',
             in_channels=8,
             num_classes=C,
-            loss=dict(type='CrossEntropyLoss', use_sigmoid=True)))
+            loss=dict(type='CrossEntropyLoss', use_sigmoid=True),
+        )
+    )
     for other in (plain, theirs):
         other.fc.load_state_dict(head.fc.state_dict())
     data = []
@@ -152,22 +172,22 @@ def test_multi_label(sigmoid_type, cfg, labels):
         score = torch.zeros(C)
         score[hot] = 1
         data.append(DataSample().set_gt_score(score))
-    feats = (torch.randn(4, 8), )
+    feats = (torch.randn(4, 8),)
     loss = head.loss(feats, data)['loss']
     loss.backward()
     assert head.fc.weight.grad.isfinite().all()
     assert_close(
-        plain.loss(feats, data)['loss'], theirs.loss(feats, data)['loss'])
+        plain.loss(feats, data)['loss'], theirs.loss(feats, data)['loss']
+    )
     for a, b in zip(head.predict(feats), theirs.predict(feats)):
         assert_close(a.pred_score, b.pred_score, rtol=0, atol=0)
 
 
 def test_multi_label_base_head(sigmoid_type, cfg):
-    head = MODELS.build(
-        dict(type='MultiLabelClsHead', loss=cfg(sigmoid_type)))
+    head = MODELS.build(dict(type='MultiLabelClsHead', loss=cfg(sigmoid_type)))
     logits = torch.randn(4, C, requires_grad=True)
     data = [DataSample().set_gt_score(torch.ones(C)) for _ in range(4)]
-    head.loss((logits, ), data)['loss'].backward()
+    head.loss((logits,), data)['loss'].backward()
     assert logits.grad.isfinite().all()
 
 
@@ -180,15 +200,20 @@ def test_multi_task_head(loss_type, cfg):
                 b=dict(
                     HEADS['linear'],
                     num_classes=2,
-                    loss=cfg(loss_type, class_counts=[9, 1])))))
+                    loss=cfg(loss_type, class_counts=[9, 1]),
+                ),
+            ),
+        )
+    )
     from mmpretrain.structures import MultiTaskDataSample
+
     data = []
     for a, b in ((0, 1), (4, 0), (2, 1), (1, 1)):
         sample = MultiTaskDataSample()
         sample.set_field(DataSample().set_gt_label(a), 'a')
         sample.set_field(DataSample().set_gt_label(b), 'b')
         data.append(sample)
-    losses = head.loss((torch.randn(4, 8), ), data)
+    losses = head.loss((torch.randn(4, 8),), data)
     assert sum(v for k, v in losses.items() if 'loss' in k).isfinite()
 
 

@@ -1,4 +1,5 @@
 """Through mmseg's decode and auxiliary heads."""
+
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -6,24 +7,38 @@ from mmengine.structures import PixelData
 from torch.testing import assert_close
 
 pytest.importorskip('mmseg')
-from mmseg.registry import MODELS  # noqa: E402
-from mmseg.structures import SegDataSample  # noqa: E402
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 
 C = 5
 BN = dict(type='BN')
 HEADS = dict(
     fcn=dict(
-        type='FCNHead', in_channels=4, channels=4, num_convs=1,
-        concat_input=False),
+        type='FCNHead',
+        in_channels=4,
+        channels=4,
+        num_convs=1,
+        concat_input=False,
+    ),
     aux=dict(
-        type='FCNHead', in_channels=[2, 4], in_index=[0, 1], channels=6,
-        num_convs=1, input_transform='resize_concat', concat_input=False),
+        type='FCNHead',
+        in_channels=[2, 4],
+        in_index=[0, 1],
+        channels=6,
+        num_convs=1,
+        input_transform='resize_concat',
+        concat_input=False,
+    ),
     segformer=dict(
-        type='SegformerHead', in_channels=[2, 4], in_index=[0, 1],
-        channels=4),
+        type='SegformerHead', in_channels=[2, 4], in_index=[0, 1], channels=4
+    ),
     uper=dict(
-        type='UPerHead', in_channels=[2, 4], in_index=[0, 1], channels=4,
-        pool_scales=(1, 2)),
+        type='UPerHead',
+        in_channels=[2, 4],
+        in_index=[0, 1],
+        channels=4,
+        pool_scales=(1, 2),
+    ),
     psp=dict(type='PSPHead', in_channels=4, channels=4, pool_scales=(1, 2)),
 )
 
@@ -39,9 +54,11 @@ def head_of(kind, loss, **kwargs):
             HEADS[kind],
             num_classes=C,
             norm_cfg=BN,
-            dropout_ratio=0.,
+            dropout_ratio=0.0,
             loss_decode=loss,
-            **kwargs))
+            **kwargs,
+        )
+    )
 
 
 def features(kind):
@@ -58,7 +75,8 @@ def samples(ignored=()):
         if i in ignored:
             label.fill_(255)
         sample = SegDataSample(
-            metainfo=dict(img_shape=(16, 16), ori_shape=(16, 16)))
+            metainfo=dict(img_shape=(16, 16), ori_shape=(16, 16))
+        )
         sample.gt_sem_seg = PixelData(data=label)
         out.append(sample)
     return out
@@ -72,7 +90,7 @@ def with_index(kind):
     return dict(in_index=0) if kind in ('fcn', 'psp') else {}
 
 
-@pytest.mark.parametrize('ignored', [(), (0, ), (0, 1)], ids=str)
+@pytest.mark.parametrize('ignored', [(), (0,), (0, 1)], ids=str)
 @pytest.mark.parametrize('kind', HEADS)
 def test_loss_and_predict(loss_type, cfg, build, kind, ignored):
     head = head_of(kind, cfg(loss_type), **with_index(kind))
@@ -85,8 +103,9 @@ def test_loss_and_predict(loss_type, cfg, build, kind, ignored):
     grad = head.conv_seg.weight.grad
     assert grad.isfinite().all() and grad.any() == (len(ignored) < 2)
     assert (losses[name] > 0) == (len(ignored) < 2)
-    out = head.predict(maps, [s.metainfo for s in data],
-                       ConfigDict(mode='whole'))
+    out = head.predict(
+        maps, [s.metainfo for s in data], ConfigDict(mode='whole')
+    )
     assert out.shape == (2, C, 16, 16)
 
 
@@ -95,11 +114,13 @@ def test_tau_zero_is_mmsegs_own_loss(softmax_type, cfg, avg_non_ignore):
     ours = head_of(
         'fcn',
         cfg(softmax_type, tau=0, avg_non_ignore=avg_non_ignore),
-        in_index=0)
+        in_index=0,
+    )
     theirs = head_of(
         'fcn',
         dict(type='CrossEntropyLoss', avg_non_ignore=avg_non_ignore),
-        in_index=0)
+        in_index=0,
+    )
     logits, data = torch.randn(2, C, 16, 16), samples()
     a, b = (h.loss_by_feat(logits, data) for h in (ours, theirs))
     assert_close(a[ours.loss_decode.loss_name], b['loss_ce'])
@@ -107,27 +128,31 @@ def test_tau_zero_is_mmsegs_own_loss(softmax_type, cfg, avg_non_ignore):
 
 def test_prediction_never_contains_the_prior(loss_type, cfg, counts):
     maps, scores = features('fcn'), []
-    for tau, class_counts in ((0, counts), (2., counts), (1., [1.] * C)):
+    for tau, class_counts in ((0, counts), (2.0, counts), (1.0, [1.0] * C)):
         torch.manual_seed(0)
         head = head_of(
             'fcn',
             cfg(loss_type, tau=tau, class_counts=class_counts),
-            in_index=0).eval()
+            in_index=0,
+        ).eval()
         scores.append(
-            head.predict(maps, [dict(img_shape=(16, 16))] * 2,
-                         ConfigDict(mode='whole')))
+            head.predict(
+                maps, [dict(img_shape=(16, 16))] * 2, ConfigDict(mode='whole')
+            )
+        )
     assert_close(scores[1], scores[0], rtol=0, atol=0)
     assert_close(scores[2], scores[0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('thresh', [None, .7])
+@pytest.mark.parametrize('thresh', [None, 0.7])
 def test_ohem_sampler(loss_type, cfg, build, thresh):
     """Without a threshold the sampler asks the loss which pixels are hard."""
     head = head_of(
         'fcn',
         cfg(loss_type),
         in_index=0,
-        sampler=dict(type='OHEMPixelSampler', thresh=thresh, min_kept=20))
+        sampler=dict(type='OHEMPixelSampler', thresh=thresh, min_kept=20),
+    )
     logits = torch.randn(2, C, 16, 16, requires_grad=True)
     data = samples()
     losses = head.loss_by_feat(logits, data)
@@ -138,26 +163,31 @@ def test_ohem_sampler(loss_type, cfg, build, thresh):
     assert (stack(data)[chosen] != 255).all()
     if thresh is None:
         rows = build(loss_type)(
-            logits.detach(), stack(data), reduction_override='none')
+            logits.detach(), stack(data), reduction_override='none'
+        )
         assert chosen.sum() == 40
-        assert_close(rows[chosen].sort().values,
-                     rows.flatten().topk(40).values.sort().values)
+        assert_close(
+            rows[chosen].sort().values,
+            rows.flatten().topk(40).values.sort().values,
+        )
 
 
 def test_two_losses_and_two_names(loss_type, cfg):
     alone = head_of('fcn', cfg(loss_type), in_index=0)
     both = head_of(
-        'fcn', [
-            cfg(loss_type, loss_name='loss_a', loss_weight=.5),
+        'fcn',
+        [
+            cfg(loss_type, loss_name='loss_a', loss_weight=0.5),
             cfg(loss_type, loss_name='loss_b'),
             cfg(loss_type, loss_name='loss_b'),
-            dict(type='DiceLoss')
+            dict(type='DiceLoss'),
         ],
-        in_index=0)
+        in_index=0,
+    )
     logits, data = torch.randn(2, C, 16, 16), samples()
     one = alone.loss_by_feat(logits, data)[alone.loss_decode.loss_name]
     several = both.loss_by_feat(logits, data)
-    assert_close(several['loss_a'], .5 * one)
+    assert_close(several['loss_a'], 0.5 * one)
     # Equal names add up.
     assert_close(several['loss_b'], 2 * one)
 
@@ -170,7 +200,8 @@ def test_pixel_weight(loss_type, build):
     none = loss(logits, labels, ignore_index=255, reduction_override='none')
     assert_close(
         loss(logits, labels, weight, ignore_index=255),
-        none[0, 8].sum() / (labels != 255).sum())
+        none[0, 8].sum() / (labels != 255).sum(),
+    )
 
 
 def test_point_head(loss_type, cfg):
@@ -183,12 +214,15 @@ def test_point_head(loss_type, cfg):
             num_fcs=1,
             num_classes=C,
             coarse_pred_each_layer=True,
-            loss_decode=cfg(loss_type)))
+            loss_decode=cfg(loss_type),
+        )
+    )
     train_cfg = ConfigDict(
-        num_points=20, oversample_ratio=3, importance_sample_ratio=.75)
+        num_points=20, oversample_ratio=3, importance_sample_ratio=0.75
+    )
     maps = [torch.randn(2, 4, 4, 4)]
     previous = torch.randn(2, C, 4, 4)
-    losses = head.loss(maps, previous, samples((0, )), train_cfg)
+    losses = head.loss(maps, previous, samples((0,)), train_cfg)
     loss = losses['point' + head.loss_decode.loss_name]
     loss.backward()
     assert head.fc_seg.weight.grad.isfinite().all()
@@ -204,9 +238,11 @@ def test_ddr_head(loss_type, cfg):
             channels=4,
             num_classes=C,
             norm_cfg=BN,
-            loss_decode=[cfg(loss_type)] * 2))
+            loss_decode=[cfg(loss_type)] * 2,
+        )
+    )
     outs = head((torch.randn(2, 2, 4, 4), torch.randn(2, 4, 4, 4)))
-    losses = head.loss_by_feat(outs, samples((0, )))
+    losses = head.loss_by_feat(outs, samples((0,)))
     sum(v for k, v in losses.items() if 'loss' in k).backward()
     grads = [p.grad for p in head.parameters() if p.grad is not None]
     assert grads and all(g.isfinite().all() for g in grads)
@@ -224,10 +260,17 @@ def test_pid_head(loss_type, cfg):
                 cfg(loss_type),
                 cfg(loss_type),
                 dict(type='BoundaryLoss'),
-                cfg(loss_type)
-            ]))
-    outs = head((torch.randn(2, 2, 4, 4), torch.randn(2, 4, 4, 4),
-                 torch.randn(2, 2, 4, 4)))
+                cfg(loss_type),
+            ],
+        )
+    )
+    outs = head(
+        (
+            torch.randn(2, 2, 4, 4),
+            torch.randn(2, 4, 4, 4),
+            torch.randn(2, 2, 4, 4),
+        )
+    )
     data = samples()
     for sample in data:
         sample.gt_edge_map = PixelData(data=torch.randint(0, 2, (1, 16, 16)))
@@ -236,9 +279,8 @@ def test_pid_head(loss_type, cfg):
 
 
 def test_a_single_logit_is_not_served(loss_type, cfg):
-    """mmseg's binary form has one column for two classes."""
-    head = head_of(
-        'fcn', cfg(loss_type, class_counts=[9, 1]), in_index=0)
+    """Mmseg's binary form has one column for two classes."""
+    head = head_of('fcn', cfg(loss_type, class_counts=[9, 1]), in_index=0)
     binary = torch.randn(2, 1, 16, 16)
     with pytest.raises(ValueError, match='num_classes=2.*got 1.*head'):
         head.loss_by_feat(binary, samples())
@@ -250,5 +292,6 @@ def test_labels_of_reduce_zero_label_forgotten(loss_type, cfg):
     data = samples()
     data[0].gt_sem_seg.data[0, -1, -1] = C
     with pytest.raises(
-            ValueError, match='label 5 is out of range.*reduce_zero_label'):
+        ValueError, match='label 5 is out of range.*reduce_zero_label'
+    ):
         head.loss_by_feat(torch.randn(2, C, 16, 16), data)

@@ -1,4 +1,5 @@
 """Class counts as state: copies, checkpoints, devices, the hosts' checks."""
+
 import copy
 import pickle
 
@@ -12,14 +13,19 @@ from torch.testing import assert_close
 @pytest.mark.parametrize('auto', [False, True])
 def test_copies_compute_the_same(loss_type, build, rows, tmp_path, auto):
     logits, labels = rows()
-    loss = build(loss_type, tau=.7)
+    loss = build(loss_type, tau=0.7)
     if auto:
-        counts, loss = loss.class_counts, build(
-            loss_type, tau=.7, class_counts='auto')
+        counts, loss = (
+            loss.class_counts,
+            build(loss_type, tau=0.7, class_counts='auto'),
+        )
         loss.set_class_counts(counts)
     torch.save(loss, tmp_path / 'loss.pth')
-    for clone in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)),
-                  torch.load(tmp_path / 'loss.pth', weights_only=False)):
+    for clone in (
+        copy.deepcopy(loss),
+        pickle.loads(pickle.dumps(loss)),
+        torch.load(tmp_path / 'loss.pth', weights_only=False),
+    ):
         assert_close(clone(logits, labels), loss(logits, labels))
         assert clone.num_classes == 5
 
@@ -33,7 +39,7 @@ def test_a_copy_remembers_that_it_is_in_a_roi_head(loss_type, build):
 
 @pytest.mark.parametrize('cast', ['half', 'bfloat16', 'double'])
 def test_casting_a_model_keeps_the_counts_exact(loss_type, build, cast):
-    counts = [123457., 1., 70001., 65505., 3.]
+    counts = [123457.0, 1.0, 70001.0, 65505.0, 3.0]
     model = nn.Sequential(nn.Linear(2, 5))
     model.add_module('loss', build(loss_type, class_counts=counts))
     getattr(model, cast)()
@@ -64,8 +70,9 @@ def test_auto_survives_an_unfilled_checkpoint(loss_type, build):
 
 
 @pytest.mark.parametrize('other', [[1, 2, 3, 4, 5], [1, 2, 3]], ids=str)
-def test_explicit_counts_win_over_the_checkpoint(loss_type, build, counts,
-                                                 other):
+def test_explicit_counts_win_over_the_checkpoint(
+    loss_type, build, counts, other
+):
     loss = build(loss_type)
     state = build(loss_type, class_counts=other).state_dict()
     loss.load_state_dict(state)
@@ -103,13 +110,15 @@ def test_counts_are_the_only_state(loss_type, build):
 def test_auto_unfilled_says_what_to_do(loss_type, build, rows):
     loss = build(loss_type, class_counts='auto')
     with pytest.raises(
-            RuntimeError, match=r"class_counts='auto' was not filled.*Runner"):
+        RuntimeError, match=r"class_counts='auto' was not filled.*Runner"
+    ):
         loss(*rows())
 
 
 def test_mmdet_class_check_is_happy(loss_type, build):
     hook = pytest.importorskip('mmdet.engine').NumClassCheckHook()
     from types import SimpleNamespace as Namespace
+
     for auto in (False, True):
         loss = build(loss_type, **(dict(class_counts='auto') if auto else {}))
         model = nn.Module()
@@ -118,13 +127,16 @@ def test_mmdet_class_check_is_happy(loss_type, build):
             model=model,
             logger=None,
             train_dataloader=Namespace(
-                dataset=Namespace(metainfo=dict(classes=tuple('abcde')))))
+                dataset=Namespace(metainfo=dict(classes=tuple('abcde')))
+            ),
+        )
         hook._check_head(runner, 'train')
 
 
 def test_mmpretrain_class_check_is_happy(loss_type, build):
     hook = pytest.importorskip('mmpretrain.engine').ClassNumCheckHook()
     from types import SimpleNamespace as Namespace
+
     for auto in (False, True):
         loss = build(loss_type, **(dict(class_counts='auto') if auto else {}))
         model = nn.Module()

@@ -1,4 +1,5 @@
 """A Runner of a few milliseconds: points in the plane, a linear model."""
+
 import copy
 import logging
 
@@ -23,12 +24,14 @@ class PlaneDataset(BaseDataset):
     def __init__(self, counts=COUNTS, **kwargs):
         self.counts = counts
         super().__init__(
-            metainfo=dict(classes=tuple('abcdefg'[:len(counts)])), **kwargs)
+            metainfo=dict(classes=tuple('abcdefg'[: len(counts)])), **kwargs
+        )
 
     def load_data_list(self):
         return [
-            dict(x=torch.tensor([1. * j, -1. * j]), gt_label=j)
-            for j, n in enumerate(self.counts) for _ in range(n)
+            dict(x=torch.tensor([1.0 * j, -1.0 * j]), gt_label=j)
+            for j, n in enumerate(self.counts)
+            for _ in range(n)
         ]
 
     def get_cat_ids(self, idx):
@@ -36,7 +39,6 @@ class PlaneDataset(BaseDataset):
 
 
 class PlaneHead(nn.Module):
-
     def __init__(self, num_classes, loss):
         super().__init__()
         self.num_classes = num_classes
@@ -48,7 +50,6 @@ class PlaneHead(nn.Module):
 
 
 class PlaneModel(BaseModel):
-
     def __init__(self, loss, num_classes=3):
         super().__init__()
         self.head = PlaneHead(num_classes, loss)
@@ -75,8 +76,11 @@ class PlaneMetric(BaseMetric):
 def registered():
     """In the root registry for one test only."""
     PlaneMetric.seen.clear()
-    known = ((DATASETS, PlaneDataset), (MODELS, PlaneModel),
-             (METRICS, PlaneMetric))
+    known = (
+        (DATASETS, PlaneDataset),
+        (MODELS, PlaneModel),
+        (METRICS, PlaneMetric),
+    )
     for registry, cls in known:
         registry.register_module(module=cls)
     yield
@@ -97,7 +101,8 @@ def loader():
             collate_fn=dict(type='default_collate'),
             sampler=dict(type='DefaultSampler', shuffle=False),
             dataset=dataset,
-            **kwargs)
+            **kwargs,
+        )
 
     return make
 
@@ -108,7 +113,6 @@ def log():
     records = []
 
     class Keep(logging.Handler):
-
         def emit(self, record):
             records.append(record)
 
@@ -127,17 +131,19 @@ def make_runner(tmp_path, loader, request, log, monkeypatch):
             model=dict(
                 type='PlaneModel',
                 num_classes=num_classes,
-                loss=loss or dict(type='lt_losses_mm.BalancedSoftmaxLoss')),
+                loss=loss or dict(type='lt_losses_mm.BalancedSoftmaxLoss'),
+            ),
             work_dir=str(tmp_path),
             train_dataloader=loader() if train is None else train,
             train_cfg=dict(by_epoch=True, max_epochs=1),
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1)),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
             val_dataloader=loader((2, 2, 2)),
             val_cfg=dict(),
             val_evaluator=dict(type='PlaneMetric'),
             default_hooks=dict(logger=None),
             randomness=dict(seed=0),
-            experiment_name=f'{request.node.name}{len(records)}{id(kwargs)}')
+            experiment_name=f'{request.node.name}{len(records)}{id(kwargs)}',
+        )
         cfg.update(kwargs)
         for key in [k for k, v in cfg.items() if v is False]:
             del cfg[key]

@@ -1,4 +1,5 @@
 """``class_counts='auto'`` through the real Runner."""
+
 import functools
 
 import pytest
@@ -11,7 +12,7 @@ from lt_losses_mm.losses import BalancedSoftmaxLoss
 
 AUTO = dict(type='lt_losses_mm.BalancedSoftmaxLoss')
 FIXED = dict(AUTO, class_counts=[6, 3, 1])
-BALANCED = dict(type='ClassBalancedDataset', oversample_thr=.9)
+BALANCED = dict(type='ClassBalancedDataset', oversample_thr=0.9)
 
 
 def prior_hooks(runner):
@@ -58,7 +59,7 @@ def test_counts_are_there_before_the_first_batch(make_runner, log):
     assert counts_of(runner) == []
     runner.train()
     assert counts_of(runner) == [6, 3, 1]
-    told, = messages(log, 'filled from')
+    (told,) = messages(log, 'filled from')
     assert 'PlaneDataset' in told and 'head.loss_module' in told
 
 
@@ -80,7 +81,8 @@ def test_counts_are_those_of_what_the_model_sees(make_runner, loader, log):
 def test_ema_copies_a_filled_model(make_runner, update_buffers):
     runner = make_runner(
         AUTO,
-        custom_hooks=[dict(type='EMAHook', update_buffers=update_buffers)])
+        custom_hooks=[dict(type='EMAHook', update_buffers=update_buffers)],
+    )
     runner.train()
     ema = next(h for h in runner.hooks if type(h).__name__ == 'EMAHook')
     assert counts_of(runner) == [6, 3, 1]
@@ -99,7 +101,8 @@ def test_the_checkpoint_holds_the_counts(make_runner, tmp_path):
         load_from=path,
         train_dataloader=False,
         train_cfg=False,
-        optim_wrapper=False)
+        optim_wrapper=False,
+    )
     alone.val()
     assert counts_of(alone) == [6, 3, 1]
 
@@ -107,7 +110,8 @@ def test_the_checkpoint_holds_the_counts(make_runner, tmp_path):
 def test_resume(make_runner, tmp_path, log):
     make_runner(AUTO).train()
     runner = make_runner(
-        AUTO, resume=True, train_cfg=dict(by_epoch=True, max_epochs=2))
+        AUTO, resume=True, train_cfg=dict(by_epoch=True, max_epochs=2)
+    )
     runner.train()
     assert runner.epoch == 2
     assert counts_of(runner) == [6, 3, 1]
@@ -120,14 +124,16 @@ def test_resume_equals_one_run(make_runner, tmp_path):
     whole.train()
     make_runner(AUTO, work_dir=str(tmp_path / 'b')).train()
     resumed = make_runner(
-        AUTO, train_cfg=two, resume=True, work_dir=str(tmp_path / 'b'))
+        AUTO, train_cfg=two, resume=True, work_dir=str(tmp_path / 'b')
+    )
     resumed.train()
     for a, b in zip(whole.model.parameters(), resumed.model.parameters()):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_fine_tuning_takes_the_new_data_sets_counts(make_runner, loader,
-                                                    tmp_path, log):
+def test_fine_tuning_takes_the_new_data_sets_counts(
+    make_runner, loader, tmp_path, log
+):
     make_runner(AUTO).train()
     path = str(tmp_path / 'epoch_1.pth')
     runner = make_runner(AUTO, train=loader((1, 2, 7)), load_from=path)
@@ -136,8 +142,9 @@ def test_fine_tuning_takes_the_new_data_sets_counts(make_runner, loader,
     assert messages(log, 'replaced')
 
 
-def test_fine_tuning_for_another_number_of_classes(make_runner, loader,
-                                                   tmp_path):
+def test_fine_tuning_for_another_number_of_classes(
+    make_runner, loader, tmp_path
+):
     make_runner(AUTO).train()
     path = str(tmp_path / 'epoch_1.pth')
     runner = make_runner(
@@ -145,7 +152,8 @@ def test_fine_tuning_for_another_number_of_classes(make_runner, loader,
         num_classes=4,
         train=loader((1, 2, 7, 1)),
         val_dataloader=loader((1, 1, 1, 1)),
-        load_from=path)
+        load_from=path,
+    )
     runner.train()
     assert counts_of(runner) == [1, 2, 7, 1]
 
@@ -153,9 +161,8 @@ def test_fine_tuning_for_another_number_of_classes(make_runner, loader,
 def test_explicit_counts_stay(make_runner, loader, tmp_path):
     make_runner(AUTO).train()
     runner = make_runner(
-        FIXED,
-        train=loader((1, 2, 7)),
-        load_from=str(tmp_path / 'epoch_1.pth'))
+        FIXED, train=loader((1, 2, 7)), load_from=str(tmp_path / 'epoch_1.pth')
+    )
     runner.train()
     assert counts_of(runner) == [6, 3, 1]
 
@@ -164,26 +171,31 @@ def test_double_correction_warns_once(make_runner, loader, log):
     make_runner(
         FIXED,
         train=loader(wrapper=BALANCED),
-        train_cfg=dict(by_epoch=True, max_epochs=2)).train()
-    warning, = messages(log, 'Double correction')
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+    ).train()
+    (warning,) = messages(log, 'Double correction')
     assert 'ClassBalancedDataset(oversample_thr=0.9)' in warning
     assert 'head.loss_module' in warning and "'auto'" in warning
 
 
-@pytest.mark.parametrize('loss, wrapper', [
-    (FIXED, None),
-    (FIXED, dict(type='RepeatDataset', times=2)),
-    (dict(FIXED, tau=0), BALANCED),
-    (AUTO, BALANCED),
-])
+@pytest.mark.parametrize(
+    'loss, wrapper',
+    [
+        (FIXED, None),
+        (FIXED, dict(type='RepeatDataset', times=2)),
+        (dict(FIXED, tau=0), BALANCED),
+        (AUTO, BALANCED),
+    ],
+)
 def test_no_double_correction(make_runner, loader, log, loss, wrapper):
     make_runner(loss, train=loader(wrapper=wrapper)).train()
     assert not messages(log, 'Double correction')
 
 
 def test_a_run_that_only_validates_counts_nothing(make_runner):
-    runner = make_runner(AUTO, train_dataloader=False, train_cfg=False,
-                         optim_wrapper=False)
+    runner = make_runner(
+        AUTO, train_dataloader=False, train_cfg=False, optim_wrapper=False
+    )
     runner.val()
     assert counts_of(runner) == []
 
@@ -195,9 +207,10 @@ def test_the_data_are_not_counted_without_need(make_runner, monkeypatch):
 
 def test_validation_between_epochs(make_runner):
     runner = make_runner(
-        AUTO, train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1))
+        AUTO, train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1)
+    )
     runner.train()
-    metric, = runner.val_loop.evaluator.metrics
+    (metric,) = runner.val_loop.evaluator.metrics
     assert len(metric.seen) == 2
 
 
@@ -206,17 +219,19 @@ def test_counts_must_be_those_of_the_head(make_runner, given):
     """Two counts for three classes: the third would pass as background."""
     runner = make_runner(dict(AUTO, class_counts=given))
     with pytest.raises(
-            ValueError,
-            match=f'head.loss_module.*of {len(given)} classes.*'
-            'num_classes=3 of PlaneHead'):
+        ValueError,
+        match=f'head.loss_module.*of {len(given)} classes.*'
+        'num_classes=3 of PlaneHead',
+    ):
         runner.train()
 
 
 def test_losses_in_a_list(make_runner, loader, monkeypatch):
-    """mmseg's loss_decode: a ModuleList, each loss with counts of its own."""
+    """Mmseg's loss_decode: a ModuleList, each loss with counts of its own."""
     runner = make_runner(AUTO)
     runner.model.head.more = torch.nn.ModuleList(
-        [BalancedSoftmaxLoss(), BalancedSoftmaxLoss(class_counts=[5, 4, 3])])
+        [BalancedSoftmaxLoss(), BalancedSoftmaxLoss(class_counts=[5, 4, 3])]
+    )
     runner.train()
     first, second = runner.model.head.more
     assert first.class_counts.tolist() == [6, 3, 1]

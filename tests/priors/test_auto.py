@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Counts of a data set, against an enumeration of what it draws."""
+
 from __future__ import annotations
 
 import json
@@ -14,16 +15,29 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from mmengine.dataset import (BaseDataset, ClassBalancedDataset,
-                              ConcatDataset, DefaultSampler, InfiniteSampler,
-                              RepeatDataset)
+from mmengine.dataset import (
+    BaseDataset,
+    ClassBalancedDataset,
+    ConcatDataset,
+    DefaultSampler,
+    InfiniteSampler,
+    RepeatDataset,
+)
 from torch.utils.data import ConcatDataset as TorchConcat
-from torch.utils.data import (RandomSampler, SequentialSampler, Subset,
-                              WeightedRandomSampler)
+from torch.utils.data import (
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    WeightedRandomSampler,
+)
 
 import lt_losses_mm
-from lt_losses_mm.priors import (count_dataset, expected_draws,
-                                 frequency_groups, rebalanced_by)
+from lt_losses_mm.priors import (
+    count_dataset,
+    expected_draws,
+    frequency_groups,
+    rebalanced_by,
+)
 
 NUM_CLASSES = 5
 # Class 4 never occurs; one sample has no instance.
@@ -45,7 +59,9 @@ class Boxes(BaseDataset):
                 image=image,
                 instances=[
                     dict(bbox_label=label, ignore_flag=0) for label in labels
-                ]) for image, labels in enumerate(self.labels)
+                ],
+            )
+            for image, labels in enumerate(self.labels)
         ]
 
     def get_cat_ids(self, index):
@@ -76,7 +92,9 @@ def nested(depth):
         labels=st.lists(
             st.lists(st.integers(0, NUM_CLASSES - 1), max_size=3),
             min_size=1,
-            max_size=6).filter(any))
+            max_size=6,
+        ).filter(any),
+    )
     if depth == 0:
         return base
     inner = nested(depth - 1)
@@ -87,17 +105,21 @@ def nested(depth):
         st.builds(ClassBalancedDataset, base, st.floats(0.01, 1)),
         st.builds(lambda *parts: ConcatDataset(parts), base, base),
         st.builds(lambda *parts: TorchConcat(parts), inner, inner),
-        inner.flatmap(lambda dataset: st.lists(
-            st.integers(0,
-                        len(dataset) - 1), min_size=1, max_size=9).map(
-                            lambda index: Subset(dataset, index))),
-        inner.map(lambda dataset: _config_wrapped(dataset)))
+        inner.flatmap(
+            lambda dataset: st.lists(
+                st.integers(0, len(dataset) - 1), min_size=1, max_size=9
+            ).map(lambda index: Subset(dataset, index))
+        ),
+        inner.map(lambda dataset: _config_wrapped(dataset)),
+    )
 
 
 def _config_wrapped(dataset):
-    return RepeatDataset(
-        dict(type=lambda: dataset), 2) if isinstance(
-            dataset, (ConcatDataset, ClassBalancedDataset)) else dataset
+    return (
+        RepeatDataset(dict(type=lambda: dataset), 2)
+        if isinstance(dataset, (ConcatDataset, ClassBalancedDataset))
+        else dataset
+    )
 
 
 @pytest.mark.parametrize('unit', ['image', 'instance'])
@@ -131,9 +153,12 @@ def test_any_nesting_of_wrappers(dataset, unit):
 
 def test_lazy_data_sets_are_initialised():
     lazy = Boxes(lazy_init=True)
-    for dataset in (lazy, RepeatDataset(Boxes(lazy_init=True), 2, True),
-                    Subset(Boxes(lazy_init=True), [0, 1]),
-                    TorchConcat([Boxes(lazy_init=True)])):
+    for dataset in (
+        lazy,
+        RepeatDataset(Boxes(lazy_init=True), 2, True),
+        Subset(Boxes(lazy_init=True), [0, 1]),
+        TorchConcat([Boxes(lazy_init=True)]),
+    ):
         expected = enumerate_counts(dataset, 'image')
         assert count_dataset(dataset).counts.tolist() == expected
 
@@ -150,25 +175,29 @@ def test_repeat_factors_are_those_of_mmengine():
     assert counts.counts.tolist() == enumerate_counts(balanced, 'image')
     assert counts.counts[3] / plain[3] > counts.counts[0] / plain[0]
     assert rebalanced_by(balanced) == (
-        'ClassBalancedDataset(oversample_thr=0.5)')
+        'ClassBalancedDataset(oversample_thr=0.5)'
+    )
     assert 'ClassBalancedDataset(oversample_thr=0.5)' in counts.source
 
 
 def test_what_counts_as_rebalanced():
-    balanced = dict(type=ClassBalancedDataset, dataset=Boxes(),
-                    oversample_thr=1e-3)
+    balanced = dict(
+        type=ClassBalancedDataset, dataset=Boxes(), oversample_thr=1e-3
+    )
     # So low a threshold repeats nothing.
     assert rebalanced_by(RepeatDataset(balanced, 3)) is None
     balanced['oversample_thr'] = 0.9
-    nested = ConcatDataset([Boxes(), dict(type=RepeatDataset, times=3,
-                                          dataset=balanced)])
+    nested = ConcatDataset(
+        [Boxes(), dict(type=RepeatDataset, times=3, dataset=balanced)]
+    )
     assert rebalanced_by(nested) == 'ClassBalancedDataset(oversample_thr=0.9)'
     assert rebalanced_by(Boxes(), DefaultSampler(Boxes())) is None
 
 
-@pytest.mark.parametrize('sampler', [
-    DefaultSampler, InfiniteSampler, RandomSampler, SequentialSampler
-])
+@pytest.mark.parametrize(
+    'sampler',
+    [DefaultSampler, InfiniteSampler, RandomSampler, SequentialSampler],
+)
 def test_even_samplers(sampler):
     dataset = RepeatDataset(Boxes(), 2)
     built = sampler(dataset)
@@ -183,8 +212,9 @@ def test_class_aware_sampler(per_class):
     samplers = pytest.importorskip('mmdet.datasets.samplers')
     dataset = Boxes()
     sampler = samplers.ClassAwareSampler(
-        dataset, seed=0, num_sample_class=per_class)
-    (leaf, draws), = expected_draws(dataset, sampler)
+        dataset, seed=0, num_sample_class=per_class
+    )
+    ((leaf, draws),) = expected_draws(dataset, sampler)
     assert leaf is dataset
     epochs = 2000
     drawn = np.zeros(len(dataset))
@@ -200,10 +230,12 @@ def test_class_aware_sampler(per_class):
     assert draws[3] == 0
     counts = count_dataset(dataset, sampler=sampler, unit='instance')
     labels = [Counter(labels) for labels in LABELS]
-    assert counts.counts == pytest.approx([
-        sum(d * c[label] for d, c in zip(draws, labels))
-        for label in range(NUM_CLASSES)
-    ])
+    assert counts.counts == pytest.approx(
+        [
+            sum(d * c[label] for d, c in zip(draws, labels))
+            for label in range(NUM_CLASSES)
+        ]
+    )
     assert rebalanced_by(dataset, sampler) == 'ClassAwareSampler'
 
 
@@ -212,7 +244,8 @@ def test_repeat_augmentation_sampler():
     dataset = Boxes()
     even = samplers.RepeatAugSampler(dataset, num_repeats=3, seed=0)
     assert count_dataset(dataset, sampler=even).counts.tolist() == (
-        enumerate_counts(dataset, 'image'))
+        enumerate_counts(dataset, 'image')
+    )
     fixed = samplers.RepeatAugSampler(dataset, shuffle=False, seed=0)
     with pytest.raises(ValueError, match='RepeatAugSampler with shuffle'):
         count_dataset(dataset, sampler=fixed)
@@ -223,7 +256,8 @@ def test_mixed_images(host):
     wrappers = pytest.importorskip(f'{host}.datasets.dataset_wrappers')
     mixed = wrappers.MultiImageMixDataset(
         dict(type=ClassBalancedDataset, dataset=Boxes(), oversample_thr=0.5),
-        pipeline=[])
+        pipeline=[],
+    )
     counts = count_dataset(mixed)
     assert counts.counts.tolist() == enumerate_counts(mixed, 'image')
     assert rebalanced_by(mixed).startswith('ClassBalancedDataset')
@@ -236,7 +270,8 @@ def test_mixed_images(host):
 def test_k_fold(test_mode):
     datasets = pytest.importorskip('mmpretrain.datasets')
     folds = datasets.KFoldDataset(
-        dict(type=Boxes), fold=1, num_splits=3, seed=4, test_mode=test_mode)
+        dict(type=Boxes), fold=1, num_splits=3, seed=4, test_mode=test_mode
+    )
     counts = count_dataset(RepeatDataset(dict(type=lambda: folds), 2))
     assert counts.counts.tolist() == [
         2 * n for n in enumerate_counts(folds, 'image')
@@ -263,25 +298,29 @@ class Shuffling(RepeatDataset):
 
 def test_unknown_sampler_and_wrapper():
     dataset = Boxes()
-    for sampler in (Doubling(dataset), WeightedRandomSampler([1.] * 8, 8)):
+    for sampler in (Doubling(dataset), WeightedRandomSampler([1.0] * 8, 8)):
         name = type(sampler).__name__
         with pytest.raises(
-                ValueError,
-                match=f'class_counts=auto.*expected.*got {name}.*Fix'):
+            ValueError, match=f'class_counts=auto.*expected.*got {name}.*Fix'
+        ):
             count_dataset(dataset, sampler=sampler)
         assert rebalanced_by(dataset, sampler) == (
-            f'{name} (unknown, it may re-balance)')
+            f'{name} (unknown, it may re-balance)'
+        )
     assert count_dataset(dataset, sampler=Renamed(dataset)).counts[0] == 5
-    for wrapper in (Shuffling(dataset, 2), TorchConcat([dataset, Shuffling(
-            dataset, 2)])):
+    for wrapper in (
+        Shuffling(dataset, 2),
+        TorchConcat([dataset, Shuffling(dataset, 2)]),
+    ):
         with pytest.raises(ValueError, match='wrapper.*got Shuffling.*Fix'):
             count_dataset(wrapper)
         assert 'Shuffling (unknown' in rebalanced_by(wrapper)
 
 
-@pytest.mark.parametrize('label', [
-    int, np.int64, np.array, torch.tensor, lambda v: [v], lambda v: (v, )
-])
+@pytest.mark.parametrize(
+    'label',
+    [int, np.int64, np.array, torch.tensor, lambda v: [v], lambda v: (v,)],
+)
 def test_classification_labels(label):
     dataset = Labels([label(v) for v in (0, 0, 3, 1)])
     counts = count_dataset(dataset)
@@ -321,11 +360,13 @@ def test_data_set_with_get_cat_ids_alone():
         count_dataset(OnlyCategories())
 
 
-@pytest.mark.parametrize('labels, shown', [([0, 5], '5'), ([-1, 0], '-1'),
-                                           ([0.5, 1], '0.5')])
+@pytest.mark.parametrize(
+    'labels, shown', [([0, 5], '5'), ([-1, 0], '-1'), ([0.5, 1], '0.5')]
+)
 def test_label_out_of_range(labels, shown):
     with pytest.raises(
-            ValueError, match=f'class_counts=auto.*0 to 4.*got {shown}.*Fix'):
+        ValueError, match=f'class_counts=auto.*0 to 4.*got {shown}.*Fix'
+    ):
         count_dataset(Labels(labels))
 
 
@@ -356,28 +397,49 @@ class Captions(BaseDataset):
 @pytest.fixture
 def coco(tmp_path):
     """A COCO file with a crowd, a tiny box, and images to filter out."""
-    boxes = [(0, 1, 40, 0), (0, 1, 40, 0), (0, 3, 40, 1), (1, 3, 40, 0),
-             (1, 1, .5, 0), (3, 3, 40, 0)]
+    boxes = [
+        (0, 1, 40, 0),
+        (0, 1, 40, 0),
+        (0, 3, 40, 1),
+        (1, 3, 40, 0),
+        (1, 1, 0.5, 0),
+        (3, 3, 40, 0),
+    ]
     path = tmp_path / 'train.json'
     path.write_text(
         json.dumps(
             dict(
                 images=[
-                    dict(id=i, file_name=f'{i}.jpg', width=w, height=64,
-                         coco_url=f'http://coco/train2017/{i}.jpg',
-                         neg_category_ids=[], not_exhaustive_category_ids=[])
+                    dict(
+                        id=i,
+                        file_name=f'{i}.jpg',
+                        width=w,
+                        height=64,
+                        coco_url=f'http://coco/train2017/{i}.jpg',
+                        neg_category_ids=[],
+                        not_exhaustive_category_ids=[],
+                    )
                     for i, w in enumerate([64, 64, 64, 8])
                 ],
                 categories=[
                     dict(id=3, name='dog', frequency='f'),
-                    dict(id=1, name='cat', frequency='r')
+                    dict(id=1, name='cat', frequency='r'),
                 ],
                 annotations=[
-                    dict(id=n, image_id=i, category_id=c, iscrowd=crowd,
-                         bbox=[2, 2, size, size], area=size * size,
-                         segmentation=[])
+                    dict(
+                        id=n,
+                        image_id=i,
+                        category_id=c,
+                        iscrowd=crowd,
+                        bbox=[2, 2, size, size],
+                        area=size * size,
+                        segmentation=[],
+                    )
                     for n, (i, c, size, crowd) in enumerate(boxes, 1)
-                ])))
+                ],
+            )
+        )
+    )
     return path
 
 
@@ -386,17 +448,19 @@ def test_coco_of_mmdet_is_counted_as_filtered(coco):
     options = dict(
         ann_file=str(coco),
         metainfo=dict(classes=('cat', 'dog')),
-        data_prefix=dict(img=''))
+        data_prefix=dict(img=''),
+    )
     everything = datasets.CocoDataset(**options)
-    assert count_dataset(
-        everything, unit='instance').counts.tolist() == [2, 2]
+    assert count_dataset(everything, unit='instance').counts.tolist() == [2, 2]
     filtered = datasets.CocoDataset(
-        **options, filter_cfg=dict(filter_empty_gt=True, min_size=32))
+        **options, filter_cfg=dict(filter_empty_gt=True, min_size=32)
+    )
     counts = count_dataset(filtered)
     assert counts.counts.tolist() == [1, 1]
     assert counts.names == ('cat', 'dog')
     swapped = datasets.CocoDataset(
-        **dict(options, metainfo=dict(classes=('dog', 'cat'))))
+        **dict(options, metainfo=dict(classes=('dog', 'cat')))
+    )
     assert count_dataset(swapped).names == ('dog', 'cat')
 
 
@@ -409,7 +473,8 @@ def test_lvis_of_mmdet(coco):
     ]
     coco.write_text(json.dumps(content))
     counts = count_dataset(
-        datasets.LVISV1Dataset(ann_file=str(coco), data_prefix=dict(img='')))
+        datasets.LVISV1Dataset(ann_file=str(coco), data_prefix=dict(img=''))
+    )
     assert counts.num_classes == 1203
     assert counts.counts[:4].tolist() == [1, 0, 2, 0]
     assert len(frequency_groups(counts, 'lvis')['rare']) == 1203
@@ -420,11 +485,15 @@ def test_data_sets_of_mmpretrain(tmp_path):
     lists = tmp_path / 'train.txt'
     lists.write_text('a/1.jpg 0\na/2.jpg 0\nb/3.jpg 2\n')
     single = datasets.CustomDataset(
-        data_root=str(tmp_path), ann_file='train.txt',
-        metainfo=dict(classes=('x', 'y', 'z')))
+        data_root=str(tmp_path),
+        ann_file='train.txt',
+        metainfo=dict(classes=('x', 'y', 'z')),
+    )
     assert count_dataset(single).counts.tolist() == [2, 0, 1]
-    assert count_dataset(single).counts.tolist() == np.bincount(
-        single.get_gt_labels(), minlength=3).tolist()
+    assert (
+        count_dataset(single).counts.tolist()
+        == np.bincount(single.get_gt_labels(), minlength=3).tolist()
+    )
     multi = tmp_path / 'multi.json'
     multi.write_text(
         json.dumps(
@@ -432,8 +501,11 @@ def test_data_sets_of_mmpretrain(tmp_path):
                 metainfo=dict(classes=['x', 'y', 'z']),
                 data_list=[
                     dict(img_path='1.jpg', gt_label=[0, 2]),
-                    dict(img_path='2.jpg', gt_label=[2])
-                ])))
+                    dict(img_path='2.jpg', gt_label=[2]),
+                ],
+            )
+        )
+    )
     dataset = datasets.MultiLabelDataset(ann_file=str(multi))
     assert count_dataset(dataset).counts.tolist() == [1, 0, 2]
 
@@ -476,15 +548,26 @@ def test_every_rank_gets_what_the_main_process_counted(tmp_path):
     script.write_text(SCRIPT)
     root = str(Path(lt_losses_mm.__file__).parents[1])
     subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone',
-         '--nproc_per_node=2', str(script)],
-        check=True, cwd=tmp_path, timeout=300,
-        env=dict(os.environ, PYTHONPATH=root))
-    results = [json.loads((tmp_path / f'{rank}.json').read_text())
-               for rank in (0, 1)]
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc_per_node=2',
+            str(script),
+        ],
+        check=True,
+        cwd=tmp_path,
+        timeout=300,
+        env=dict(os.environ, PYTHONPATH=root),
+    )
+    results = [
+        json.loads((tmp_path / f'{rank}.json').read_text()) for rank in (0, 1)
+    ]
     for counts, source, _ in results:
         assert counts == [2, 0, 1]
         assert source == 'Labels (3 samples)'
     assert results[0][2].startswith('ValueError: class_counts=auto')
     assert results[1][2].startswith(
-        'RuntimeError: the main process failed with ValueError: class_counts')
+        'RuntimeError: the main process failed with ValueError: class_counts'
+    )

@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """tools/class_statistics.py, on configs and on sources."""
+
 from __future__ import annotations
 
 import importlib
@@ -21,7 +22,8 @@ def run(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(
-            sys, 'argv', ['class_statistics.py', *map(str, arguments)])
+            sys, 'argv', ['class_statistics.py', *map(str, arguments)]
+        )
         tool.main()
         return ' '.join(capsys.readouterr().out.split())
 
@@ -34,7 +36,7 @@ def config(tmp_path):
     lines = [f'{i}.jpg {min(i // 3, 2)}\n' for i in range(150)]
     (tmp_path / 'train.txt').write_text(''.join(lines))
     path = tmp_path / 'config.py'
-    path.write_text(f'''
+    path.write_text(f"""
 default_scope = 'mmpretrain'
 train_dataloader = dict(
     batch_size=2,
@@ -44,16 +46,31 @@ train_dataloader = dict(
             type='CustomDataset', data_root={str(tmp_path)!r},
             ann_file='train.txt', pipeline=[dict(type='LoadImageFromFile')],
             metainfo=dict(classes=['cat', 'dog', 'owl']))))
-''')
+""")
     return path
 
 
 def test_source(run, tmp_path):
-    out = run('--counts', 'lvis_v1', '--rows', 2, '--unit', 'instance',
-              '--out', tmp_path / 'counts.json', '--plot',
-              tmp_path / 'plot.png')
-    for words in ('1,270,141', '405 frequent, 461 common, 337 rare', 'banana',
-                  '50,552', 'Gini', "class_counts='"):
+    out = run(
+        '--counts',
+        'lvis_v1',
+        '--rows',
+        2,
+        '--unit',
+        'instance',
+        '--out',
+        tmp_path / 'counts.json',
+        '--plot',
+        tmp_path / 'plot.png',
+    )
+    for words in (
+        '1,270,141',
+        '405 frequent, 461 common, 337 rare',
+        'banana',
+        '50,552',
+        'Gini',
+        "class_counts='",
+    ):
         assert words in out
     saved = load_class_counts(tmp_path / 'counts.json')
     shipped = load_class_counts('lvis_v1', unit='instance')
@@ -75,26 +92,35 @@ def test_config(run, config, tmp_path):
     saved = load_class_counts(tmp_path / 'counts.json')
     assert saved.counts.tolist() == [21, 21, 144]
     assert saved.names == ('cat', 'dog', 'owl')
-    for words in ('CustomDataset (150 samples) through DefaultSampler, '
-                  'ClassBalancedDataset(oversample_thr=0.9)',
-                  'samples an epoch │ 186', 'imbalance factor │ 6.85714',
-                  # The groups are those of the data before balancing.
-                  '1 many, 0 medium, 2 few'):
+    for words in (
+        'CustomDataset (150 samples) through DefaultSampler, '
+        'ClassBalancedDataset(oversample_thr=0.9)',
+        'samples an epoch │ 186',
+        'imbalance factor │ 6.85714',
+        # The groups are those of the data before balancing.
+        '1 many, 0 medium, 2 few',
+    ):
         assert words in out
 
 
 def test_config_options(run, config):
-    out = run(config, '--cfg-options',
-              'train_dataloader.dataset.oversample_thr=0.001')
+    out = run(
+        config,
+        '--cfg-options',
+        'train_dataloader.dataset.oversample_thr=0.001',
+    )
     assert 're-balanced by │ nothing' in out
     assert 'imbalance factor │ 48' in out
 
 
-@pytest.mark.parametrize('arguments, words', [
-    ([], 'either a config file or --counts'),
-    (['a.py', '--counts', 'lvis_v1'], 'either a config file or --counts'),
-    (['no_such_config.py'], 'no_such_config.py'),
-])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        ([], 'either a config file or --counts'),
+        (['a.py', '--counts', 'lvis_v1'], 'either a config file or --counts'),
+        (['no_such_config.py'], 'no_such_config.py'),
+    ],
+)
 def test_usage(run, arguments, words, capsys):
     with pytest.raises(SystemExit):
         run(*arguments)

@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Class counts: every source, the shipped figures, faults, groups."""
+
 from __future__ import annotations
 
 import json
@@ -11,39 +12,56 @@ import pytest
 import torch
 from hypothesis import given
 
-from lt_losses_mm.priors import (BENCHMARKS, ClassCounts, frequency_groups,
-                                 load_class_counts)
+from lt_losses_mm.priors import (
+    BENCHMARKS,
+    ClassCounts,
+    frequency_groups,
+    load_class_counts,
+)
 
 NUMBERS = [50, 0, 2.5, 7]
 counts_lists = st.lists(
-    st.one_of(st.integers(0, 10**9), st.floats(1e-6, 1e9)), min_size=1,
-    max_size=30).filter(any)
+    st.one_of(st.integers(0, 10**9), st.floats(1e-6, 1e9)),
+    min_size=1,
+    max_size=30,
+).filter(any)
 
 ANNOTATIONS = dict(
     images=[dict(id=i) for i in range(3)],
     # Not in the order of the ids, which are neither 0-based nor dense.
-    categories=[dict(id=9, name='owl'), dict(id=2, name='cat'),
-                dict(id=4, name='dog')],
+    categories=[
+        dict(id=9, name='owl'),
+        dict(id=2, name='cat'),
+        dict(id=4, name='dog'),
+    ],
     annotations=[
         dict(id=1, image_id=0, category_id=2),
         dict(id=2, image_id=0, category_id=2),
         dict(id=3, image_id=1, category_id=2, iscrowd=0),
         dict(id=4, image_id=1, category_id=9),
         dict(id=5, image_id=2, category_id=9, iscrowd=1),
-    ])
+    ],
+)
 
 
 def _write(path, content):
     path.write_text(
-        content if isinstance(content, str) else json.dumps(content))
+        content if isinstance(content, str) else json.dumps(content)
+    )
     return path
 
 
-@pytest.mark.parametrize('source', [
-    list, tuple, np.array, torch.tensor,
-    lambda v: torch.tensor(v, dtype=torch.bfloat16, requires_grad=True),
-    ClassCounts
-])
+@pytest.mark.parametrize(
+    'source',
+    [
+        list,
+        tuple,
+        np.array,
+        torch.tensor,
+        lambda v: torch.tensor(v, dtype=torch.bfloat16, requires_grad=True),
+        ClassCounts,
+    ],
+)
 def test_sequences(source):
     counts = load_class_counts(source(NUMBERS), num_classes=4)
     assert counts.counts.tolist() == NUMBERS
@@ -51,10 +69,17 @@ def test_sequences(source):
     assert counts.unit == 'image'
 
 
-@pytest.mark.parametrize('content', [
-    NUMBERS, dict(counts=NUMBERS), dict(counts=dict(image=NUMBERS)),
-    '50\n0\n2.5\n7', '50\r\n0\r\n2.5\r\n7\r\n\r\n', ' [50, 0, 2.5, 7]\n'
-])
+@pytest.mark.parametrize(
+    'content',
+    [
+        NUMBERS,
+        dict(counts=NUMBERS),
+        dict(counts=dict(image=NUMBERS)),
+        '50\n0\n2.5\n7',
+        '50\r\n0\r\n2.5\r\n7\r\n\r\n',
+        ' [50, 0, 2.5, 7]\n',
+    ],
+)
 @pytest.mark.parametrize('suffix', ['.json', '.txt', ''])
 def test_files(tmp_path, content, suffix):
     path = _write(tmp_path / f'counts{suffix}', content)
@@ -67,7 +92,8 @@ def test_files(tmp_path, content, suffix):
 @given(
     numbers=counts_lists,
     unit=st.sampled_from(['image', 'instance', 'pixel']),
-    named=st.booleans())
+    named=st.booleans(),
+)
 def test_saved_file_reads_back(tmp_path_factory, numbers, unit, named):
     path = tmp_path_factory.mktemp('counts') / 'counts.json'
     names = tuple(f'classe n° {i}' for i in range(len(numbers)))
@@ -96,18 +122,24 @@ def test_counts_in_categories_win_over_annotations(tmp_path):
     path = _write(tmp_path / 'lvis.json', content)
     assert load_class_counts(path).counts.tolist() == [20, 40, 90]
     # No instance_count there, so these are still counted.
-    assert load_class_counts(
-        path, unit='instance').counts.tolist() == [3, 0, 1]
+    assert load_class_counts(path, unit='instance').counts.tolist() == [
+        3,
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
     'name, unit, num_classes, total, largest, smallest',
-    [('imagenet_lt', 'image', 1000, 115846, 1280, 5),
-     ('places_lt', 'image', 365, 62500, 4980, 5),
-     ('inaturalist18', 'image', 8142, 437513, 1000, 2),
-     ('lvis_v1', 'image', 1203, 360952, 1977, 1),
-     ('lvis_v1', 'instance', 1203, 1270141, 50552, 1),
-     ('lvis_v0.5', 'instance', 1230, 693958, None, 1)])
+    [
+        ('imagenet_lt', 'image', 1000, 115846, 1280, 5),
+        ('places_lt', 'image', 365, 62500, 4980, 5),
+        ('inaturalist18', 'image', 8142, 437513, 1000, 2),
+        ('lvis_v1', 'image', 1203, 360952, 1977, 1),
+        ('lvis_v1', 'instance', 1203, 1270141, 50552, 1),
+        ('lvis_v0.5', 'instance', 1230, 693958, None, 1),
+    ],
+)
 def test_published_totals(name, unit, num_classes, total, largest, smallest):
     counts = load_class_counts(name, unit=unit)
     assert counts.num_classes == num_classes
@@ -117,17 +149,24 @@ def test_published_totals(name, unit, num_classes, total, largest, smallest):
         assert counts.counts.max() == largest
 
 
-@pytest.mark.parametrize('name, sizes', [('lvis_v1', [405, 461, 337]),
-                                         ('lvis_v0.5', [315, 461, 454])])
+@pytest.mark.parametrize(
+    'name, sizes',
+    [('lvis_v1', [405, 461, 337]), ('lvis_v0.5', [315, 461, 454])],
+)
 def test_published_lvis_groups(name, sizes):
     groups = frequency_groups(load_class_counts(name), 'lvis')
     assert list(groups) == ['frequent', 'common', 'rare']
     assert [len(g) for g in groups.values()] == sizes
 
 
-@pytest.mark.parametrize('name, sizes', [('imagenet_lt', [385, 479, 136]),
-                                         ('places_lt', [131, 163, 71]),
-                                         ('inaturalist18', [842, 4076, 3224])])
+@pytest.mark.parametrize(
+    'name, sizes',
+    [
+        ('imagenet_lt', [385, 479, 136]),
+        ('places_lt', [131, 163, 71]),
+        ('inaturalist18', [842, 4076, 3224]),
+    ],
+)
 def test_published_shot_groups(name, sizes):
     groups = frequency_groups(load_class_counts(name))
     assert [len(g) for g in groups.values()] == sizes
@@ -142,8 +181,10 @@ def test_ade20k():
     assert 0 < images.min() and images.max() <= 20210
 
 
-@pytest.mark.parametrize('name, cls', [('lvis_v1', 'LVISV1Dataset'),
-                                       ('lvis_v0.5', 'LVISV05Dataset')])
+@pytest.mark.parametrize(
+    'name, cls',
+    [('lvis_v1', 'LVISV1Dataset'), ('lvis_v0.5', 'LVISV05Dataset')],
+)
 def test_lvis_is_in_the_label_order_of_mmdet(name, cls):
     datasets = pytest.importorskip('mmdet.datasets')
     theirs = getattr(datasets, cls).METAINFO['classes']
@@ -151,15 +192,18 @@ def test_lvis_is_in_the_label_order_of_mmdet(name, cls):
     differing = [(a, b) for a, b in zip(ours, theirs) if a != b]
     assert len(ours) == len(theirs)
     # mmdet mended one misspelt name of the LVIS file.
-    assert differing in ([], [('speaker_(stero_equipment)',
-                               'speaker_(stereo_equipment)')])
+    assert differing in (
+        [],
+        [('speaker_(stero_equipment)', 'speaker_(stereo_equipment)')],
+    )
 
 
 def test_ade20k_is_in_the_label_order_of_mmseg():
     datasets = pytest.importorskip('mmseg.datasets')
     theirs = datasets.ADE20KDataset.METAINFO['classes']
     assert load_class_counts('ade20k').names == tuple(
-        name.strip() for name in theirs)
+        name.strip() for name in theirs
+    )
 
 
 @pytest.mark.parametrize('name', BENCHMARKS)
@@ -169,8 +213,7 @@ def test_a_changed_figure_is_noticed(name, tmp_path):
     unit = next(iter(content['counts']))
     path = _write(tmp_path / 'copy.json', content)
     untouched = load_class_counts(path)
-    assert untouched.counts.tolist() == load_class_counts(
-        name).counts.tolist()
+    assert untouched.counts.tolist() == load_class_counts(name).counts.tolist()
     assert untouched.unit == unit
     content['counts'][unit][3] += 1
     _write(path, content)
@@ -178,21 +221,24 @@ def test_a_changed_figure_is_noticed(name, tmp_path):
         load_class_counts(path)
 
 
-@pytest.mark.parametrize('bad, words', [
-    ([3, -1], ['>= 0', '-1', 'class 1']),
-    ([3, float('nan')], ['finite', 'nan', 'class 1']),
-    ([float('inf'), 3], ['finite', 'inf', 'class 0']),
-    ([0, 0], ['above zero', r'\[0, 0\]']),
-    ([], ['one number per class', r'\(0,\)']),
-    ([[1, 2]], ['one number per class', r'\(1, 2\)']),
-    (['a'], ['sequence of numbers', "'a'"]),
-    (None, ['shape']),
-    ({'cat': 3}, ['order of the labels']),
-    ('auto', ['Runner', 'count_dataset']),
-    ('lvis', ["write 'lvis_v1'", 'places_lt']),
-    ('LVIS_V1', ["write 'lvis_v1'"]),
-    ('qwertz', ['inaturalist18', 'path']),
-])
+@pytest.mark.parametrize(
+    'bad, words',
+    [
+        ([3, -1], ['>= 0', '-1', 'class 1']),
+        ([3, float('nan')], ['finite', 'nan', 'class 1']),
+        ([float('inf'), 3], ['finite', 'inf', 'class 0']),
+        ([0, 0], ['above zero', r'\[0, 0\]']),
+        ([], ['one number per class', r'\(0,\)']),
+        ([[1, 2]], ['one number per class', r'\(1, 2\)']),
+        (['a'], ['sequence of numbers', "'a'"]),
+        (None, ['shape']),
+        ({'cat': 3}, ['order of the labels']),
+        ('auto', ['Runner', 'count_dataset']),
+        ('lvis', ["write 'lvis_v1'", 'places_lt']),
+        ('LVIS_V1', ["write 'lvis_v1'"]),
+        ('qwertz', ['inaturalist18', 'path']),
+    ],
+)
 def test_bad_sources(bad, words):
     with pytest.raises(ValueError) as caught:
         load_class_counts(bad)
@@ -200,19 +246,27 @@ def test_bad_sources(bad, words):
         assert caught.match(word)
 
 
-@pytest.mark.parametrize('content, words', [
-    ('[1, 2', ['valid JSON']),
-    ('{"a": 1}', ['only the keys', "'a'"]),
-    ('{"counts": {}}', ['only the keys']),
-    ('12\nx\n3\n', ['line 2', "'x'"]),
-    ('12\n\n3\n', ['line 2']),
-    ('', ['one number per class']),
-    (dict(categories=[dict(id=1)]), ['image_count in every category']),
-    (dict(ANNOTATIONS, annotations=[dict(image_id=0, category_id=77)]),
-     ['77']),
-    (dict(ANNOTATIONS, annotations=[]), ['above zero']),
-    (dict(counts=dict(image=[1, 2]), names=['a']), ['1 names and 2 counts']),
-])
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        ('[1, 2', ['valid JSON']),
+        ('{"a": 1}', ['only the keys', "'a'"]),
+        ('{"counts": {}}', ['only the keys']),
+        ('12\nx\n3\n', ['line 2', "'x'"]),
+        ('12\n\n3\n', ['line 2']),
+        ('', ['one number per class']),
+        (dict(categories=[dict(id=1)]), ['image_count in every category']),
+        (
+            dict(ANNOTATIONS, annotations=[dict(image_id=0, category_id=77)]),
+            ['77'],
+        ),
+        (dict(ANNOTATIONS, annotations=[]), ['above zero']),
+        (
+            dict(counts=dict(image=[1, 2]), names=['a']),
+            ['1 names and 2 counts'],
+        ),
+    ],
+)
 def test_bad_files(tmp_path, content, words):
     path = _write(tmp_path / 'bad.json', content)
     with pytest.raises(ValueError) as caught:
@@ -234,9 +288,15 @@ def test_wrong_number():
         load_class_counts([1, 2, 3], num_classes=2)
 
 
-@pytest.mark.parametrize('source, unit', [
-    ('imagenet_lt', 'pixel'), ('lvis_v1', 'pixel'), ('ade20k', 'instance'),
-    (ClassCounts([1], 'image'), 'instance')])
+@pytest.mark.parametrize(
+    'source, unit',
+    [
+        ('imagenet_lt', 'pixel'),
+        ('lvis_v1', 'pixel'),
+        ('ade20k', 'instance'),
+        (ClassCounts([1], 'image'), 'instance'),
+    ],
+)
 def test_unit_that_the_source_has_not(source, unit):
     with pytest.raises(ValueError, match=f'count_unit={unit}.*image.*Fix'):
         load_class_counts(source, unit=unit)
@@ -251,7 +311,7 @@ def test_unknown_unit(tmp_path):
 
 
 def test_counts_cannot_be_changed():
-    source = np.array([1., 2.])
+    source = np.array([1.0, 2.0])
     counts = ClassCounts(source)
     with pytest.raises(ValueError):
         counts.counts[0] = 5
@@ -274,9 +334,8 @@ def test_imbalance_measures(numbers, factor, random):
 @given(
     counts_lists,
     st.sampled_from(['shot', 'lvis']),
-    st.one_of(
-        st.none(),
-        st.tuples(st.integers(0, 50), st.integers(50, 500))))
+    st.one_of(st.none(), st.tuples(st.integers(0, 50), st.integers(50, 500))),
+)
 def test_groups_part_the_classes(numbers, kind, thresholds):
     groups = frequency_groups(numbers, kind, thresholds)
     members = np.concatenate(list(groups.values()))

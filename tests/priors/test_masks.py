@@ -1,5 +1,6 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """The pixel pass over masks, against mmseg's own LoadAnnotations."""
+
 from __future__ import annotations
 
 import os
@@ -32,6 +33,7 @@ def cache(tmp_path, monkeypatch):
 def root(tmp_path):
     """Three images with masks of the values 0 to 4 and 255."""
     from PIL import Image
+
     rng = np.random.default_rng(0)
     for folder in ('img', 'ann'):
         (tmp_path / folder).mkdir()
@@ -49,7 +51,10 @@ def build(root, cls=Streets, **options):
         dict(
             data_root=str(root),
             data_prefix=dict(img_path='img', seg_map_path='ann'),
-            reduce_zero_label=True), **options)
+            reduce_zero_label=True,
+        ),
+        **options,
+    )
     return cls(**options)
 
 
@@ -64,17 +69,26 @@ def load_all(dataset):
 
 def expected(dataset, unit, num_classes):
     loaded = load_all(dataset)
-    per_mask = np.array([[(mask == label).sum()
-                          for label in range(num_classes)]
-                         for mask in loaded])
+    per_mask = np.array(
+        [
+            [(mask == label).sum() for label in range(num_classes)]
+            for mask in loaded
+        ]
+    )
     return (per_mask if unit == 'pixel' else per_mask > 0).sum(0).tolist()
 
 
 @pytest.mark.parametrize('unit', ['pixel', 'image'])
-@pytest.mark.parametrize('pipeline', [[], [
-    dict(type='mmseg.LoadImageFromFile'),
-    dict(type='mmseg.LoadAnnotations', imdecode_backend='cv2')
-]])
+@pytest.mark.parametrize(
+    'pipeline',
+    [
+        [],
+        [
+            dict(type='mmseg.LoadImageFromFile'),
+            dict(type='mmseg.LoadAnnotations', imdecode_backend='cv2'),
+        ],
+    ],
+)
 def test_reduce_zero_label(root, unit, pipeline, capsys):
     dataset = build(root, pipeline=pipeline)
     counts = count_dataset(dataset, unit=unit)
@@ -94,6 +108,7 @@ def test_label_map(root, reduce):
     # no class and is to be ignored.
     if not reduce:
         from PIL import Image
+
         for path in (root / 'ann').iterdir():
             mask = np.array(Image.open(path))
             mask[mask == 4] = 255
@@ -101,7 +116,8 @@ def test_label_map(root, reduce):
     dataset = build(
         root,
         metainfo=dict(classes=('road', 'wall', 'sky')),
-        reduce_zero_label=reduce)
+        reduce_zero_label=reduce,
+    )
     assert dataset.label_map is not None
     counts = count_dataset(dataset)
     assert counts.counts.tolist() == expected(dataset, 'pixel', 3)
@@ -113,19 +129,25 @@ def test_ignore_index(root):
         root,
         metainfo=dict(classes=CLASSES),
         reduce_zero_label=False,
-        ignore_index=4)
+        ignore_index=4,
+    )
     # 255 is now neither a class nor ignored.
     with pytest.raises(
-            ValueError,
-            match=r'class_counts=auto.*ignore_index=4.*\.png, got 255.*Fix'):
+        ValueError,
+        match=r'class_counts=auto.*ignore_index=4.*\.png, got 255.*Fix',
+    ):
         count_dataset(dataset)
     with pytest.raises(ValueError, match=r'0 to 3 .*got 4.*Fix.*reduce_zero'):
         count_dataset(build(root, reduce_zero_label=False))
-    five = type('Five', (mmseg.BaseSegDataset, ),
-                dict(METAINFO=dict(classes=(*CLASSES, 'car'))))
+    five = type(
+        'Five',
+        (mmseg.BaseSegDataset,),
+        dict(METAINFO=dict(classes=(*CLASSES, 'car'))),
+    )
     dataset = build(root, five, reduce_zero_label=False)
     assert count_dataset(dataset).counts.tolist() == expected(
-        dataset, 'pixel', 5)
+        dataset, 'pixel', 5
+    )
 
 
 def test_ade20k(root):
@@ -138,12 +160,17 @@ def test_ade20k(root):
 def test_through_wrappers(root):
     dataset = build(root)
     once = np.array(expected(dataset, 'pixel', 4))
-    assert count_dataset(
-        RepeatDataset(dataset, 3)).counts.tolist() == (3 * once).tolist()
-    first, _, last = (np.bincount(m.ravel(), minlength=256)[:4]
-                      for m in load_all(dataset))
-    assert count_dataset(Subset(
-        dataset, [0, 2, 2])).counts.tolist() == (first + 2 * last).tolist()
+    assert (
+        count_dataset(RepeatDataset(dataset, 3)).counts.tolist()
+        == (3 * once).tolist()
+    )
+    first, _, last = (
+        np.bincount(m.ravel(), minlength=256)[:4] for m in load_all(dataset)
+    )
+    assert (
+        count_dataset(Subset(dataset, [0, 2, 2])).counts.tolist()
+        == (first + 2 * last).tolist()
+    )
 
 
 def test_only_drawn_masks_are_read(root):
@@ -160,7 +187,6 @@ def passes(monkeypatch):
     found = []
 
     class Counted(masks.ProgressBar):
-
         def __init__(self, task_num, **kwargs):
             found.append(task_num)
             super().__init__(task_num, **kwargs)
@@ -178,7 +204,8 @@ def test_cache(root, cache, passes):
         counts = count_dataset(again).counts / (len(again) / 3)
         assert counts.tolist() == first.counts.tolist()
     assert count_dataset(build(root), unit='image').counts.tolist() == (
-        expected(dataset, 'image', 4))
+        expected(dataset, 'image', 4)
+    )
     assert passes == [3]
     assert not list(cache.glob('*.tmp'))
 
@@ -214,14 +241,19 @@ def test_user_cache_folder(root, tmp_path, monkeypatch):
 
 def test_semantic_masks_of_mmdet(root):
     mmdet = pytest.importorskip('mmdet.datasets')
-    cls = type('Masks', (mmdet.BaseSegDataset, ),
-               dict(METAINFO=dict(classes=CLASSES)))
+    cls = type(
+        'Masks', (mmdet.BaseSegDataset,), dict(METAINFO=dict(classes=CLASSES))
+    )
     load = dict(
-        type='mmdet.LoadAnnotations', with_bbox=False, with_seg=True,
-        reduce_zero_label=True)
+        type='mmdet.LoadAnnotations',
+        with_bbox=False,
+        with_seg=True,
+        reduce_zero_label=True,
+    )
     options = dict(
         data_root=str(root),
-        data_prefix=dict(img_path='img', seg_map_path='ann'))
+        data_prefix=dict(img_path='img', seg_map_path='ann'),
+    )
     counts = count_dataset(cls(**options, pipeline=[load]))
     assert counts.counts.tolist() == expected(build(root), 'pixel', 4)
     with pytest.raises(ValueError, match='LoadAnnotations.*Masks.*Fix'):

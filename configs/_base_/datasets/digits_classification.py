@@ -5,11 +5,12 @@ data_preprocessor = dict(
     num_classes=num_classes,
     mean=[128.0, 128.0, 128.0],
     std=[64.0, 64.0, 64.0],
-    to_rgb=True)
+    to_rgb=True,
+)
 pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(48, 32)),
-    dict(type='PackInputs')
+    dict(type='PackInputs'),
 ]
 train_dataloader = dict(
     batch_size=64,
@@ -25,7 +26,10 @@ train_dataloader = dict(
             type='CustomDataset',
             ann_file='crops/train.txt',
             data_prefix='crops',
-            pipeline=pipeline)))
+            pipeline=pipeline,
+        ),
+    ),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=0,
@@ -40,10 +44,13 @@ val_dataloader = dict(
             type='CustomDataset',
             ann_file='crops/test.txt',
             data_prefix='crops',
-            pipeline=pipeline)))
+            pipeline=pipeline,
+        ),
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = [
-    dict(type='Accuracy', topk=(1, )),
-    dict(type='lt_losses_mm.LongTailAccuracy')
+    dict(type='Accuracy', topk=(1,)),
+    dict(type='lt_losses_mm.LongTailAccuracy'),
 ]
 test_evaluator = val_evaluator

@@ -6,7 +6,7 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=(128, 128), keep_ratio=True),
-    dict(type='PackDetInputs')
+    dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -14,8 +14,14 @@ test_pipeline = [
     dict(type='Resize', scale=(128, 128), keep_ratio=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                   'scale_factor'))
+        meta_keys=(
+            'img_id',
+            'img_path',
+            'ori_shape',
+            'img_shape',
+            'scale_factor',
+        ),
+    ),
 ]
 train_dataloader = dict(
     batch_size=16,
@@ -31,7 +37,10 @@ train_dataloader = dict(
             ann_file='lvis/train.json',
             data_prefix=dict(img=''),
             filter_cfg=dict(filter_empty_gt=True),
-            pipeline=train_pipeline)))
+            pipeline=train_pipeline,
+        ),
+    ),
+)
 val_dataloader = dict(
     batch_size=16,
     num_workers=0,
@@ -46,10 +55,12 @@ val_dataloader = dict(
             ann_file='lvis/test.json',
             data_prefix=dict(img=''),
             test_mode=True,
-            pipeline=test_pipeline)))
+            pipeline=test_pipeline,
+        ),
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    type='LVISMetric',
-    ann_file=data_root + '/lvis/test.json',
-    metric='bbox')
+    type='LVISMetric', ann_file=data_root + '/lvis/test.json', metric='bbox'
+)
 test_evaluator = val_evaluator

@@ -5,15 +5,15 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='RandomCrop', crop_size=(96, 96)),
-    dict(type='PackSegInputs')
+    dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs')
+    dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=0,
     persistent_workers=False,
     sampler=dict(type='DefaultSampler', shuffle=True),
@@ -26,8 +26,12 @@ train_dataloader = dict(
             img_suffix='.png',
             reduce_zero_label=True,
             data_prefix=dict(
-                img_path='images/train', seg_map_path='masks/train'),
-            pipeline=train_pipeline)))
+                img_path='images/train', seg_map_path='masks/train'
+            ),
+            pipeline=train_pipeline,
+        ),
+    ),
+)
 val_dataloader = dict(
     batch_size=16,
     num_workers=0,
@@ -41,11 +45,16 @@ val_dataloader = dict(
             type='BaseSegDataset',
             img_suffix='.png',
             reduce_zero_label=True,
-            data_prefix=dict(img_path='images/test', seg_map_path='masks/test'),
-            pipeline=test_pipeline)))
+            data_prefix=dict(
+                img_path='images/test', seg_map_path='masks/test'
+            ),
+            pipeline=test_pipeline,
+        ),
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = [
     dict(type='IoUMetric', iou_metrics=['mIoU']),
-    dict(type='lt_losses_mm.FrequencyGroupIoU')
+    dict(type='lt_losses_mm.FrequencyGroupIoU'),
 ]
 test_evaluator = val_evaluator

@@ -3,4 +3,5 @@ lt_loss = dict(
     _delete_=True,
     type='lt_losses_mm.BalancedSigmoidLoss',
     use_sigmoid=True,
-    loss_weight=1.0)
+    loss_weight=1.0,
+)

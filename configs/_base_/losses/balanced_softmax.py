@@ -1,1 +1,3 @@
-lt_loss = dict(_delete_=True, type='lt_losses_mm.BalancedSoftmaxLoss', loss_weight=1.0)
+lt_loss = dict(
+    _delete_=True, type='lt_losses_mm.BalancedSoftmaxLoss', loss_weight=1.0
+)
