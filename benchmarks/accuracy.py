@@ -334,7 +334,8 @@ class Results:
         for task in self.tasks:
             for metric in TASKS[task].metrics:
                 cells = [self.cell(task, m, metric) for m in self.methods]
-                rows.append([task, metric, *cells])
+                name = metric + ' (lower is better)' * (metric == 'ECE')
+                rows.append([task, name, *cells])
         return rows
 
     def seeds(self) -> int:

@@ -1,0 +1,85 @@
+"""The figures in the README are those of the committed ledger."""
+
+import itertools
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEDGER = ROOT / 'benchmarks' / 'accuracy.csv'
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope='module')
+def accuracy():
+    sys.path.insert(0, str(ROOT / 'benchmarks'))
+    import accuracy
+
+    sys.path.pop(0)
+    return accuracy
+
+
+@pytest.fixture(scope='module')
+def runs(accuracy):
+    return [
+        accuracy.Run(*key)
+        for key in itertools.product(
+            accuracy.TASKS, accuracy.METHODS[:2], SEEDS
+        )
+    ]
+
+
+def test_every_run_is_recorded_once(accuracy, runs):
+    rows = accuracy.read_ledger(LEDGER)
+    assert tuple(rows[0]) == accuracy.COLUMNS
+    keys = Counter(
+        (row['task'], row['method'], int(row['seed']), row['metric'])
+        for row in rows
+    )
+    wanted = {
+        (*run, metric)
+        for run in runs
+        for metric in accuracy.TASKS[run.task].metrics
+    }
+    assert wanted <= keys.keys()
+    assert set(keys.values()) == {1}
+    assert not any(row['commit'].endswith('dirty') for row in rows)
+
+
+def test_the_readme_shows_the_ledger(accuracy, runs, capsys):
+    results = accuracy.Results(accuracy.read_ledger(LEDGER), runs)
+    accuracy.print_table(results, markdown=True)
+    text = (ROOT / 'README.md').read_text()
+    begin, end = '<!-- digits-table -->\n', '<!-- /digits-table -->'
+    assert text[text.index(begin) + len(begin) : text.index(end)].strip() == (
+        capsys.readouterr().out.strip()
+    )
+
+
+def test_values_are_summarised_over_seeds(accuracy):
+    rows = [
+        dict(
+            task='detection',
+            method=method,
+            seed=seed,
+            metric='AP',
+            value=value,
+        )
+        for method, seed, value in [
+            ('cross_entropy', 0, 1),
+            ('cross_entropy', 1, 4),
+            ('cross_entropy', 1, 3),
+            ('balanced_softmax', 0, 7),
+            ('balanced_softmax', 5, 99),
+        ]
+    ]
+    runs = [
+        accuracy.Run('detection', method, seed)
+        for method in accuracy.METHODS
+        for seed in (0, 1)
+    ]
+    header, first, *_ = accuracy.Results(rows, runs).table()
+    assert header[2:] == ['cross entropy', 'balanced softmax']
+    assert first == ['detection', 'AP', '2.0 ± 1.4', '7.0']
