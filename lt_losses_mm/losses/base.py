@@ -12,6 +12,7 @@ import re
 from abc import ABCMeta, abstractmethod
 from typing import Any, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -47,13 +48,14 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             a detection head, see :mod:`lt_losses_mm.priors.shift`.
         loss_weight (float): Factor on the reduced loss.
         reduction (str): ``'mean'``, ``'sum'`` or ``'none'``. The mean is
-            over rows (samples, RoIs, anchors, pixels) that are not ignored,
-            or the sum divided by ``avg_factor`` where the head passes one.
+            over rows (samples, RoIs, anchors, pixels), or the sum divided by
+            ``avg_factor`` where the head passes one.
         ignore_index (int, optional): Label of rows without a loss. By default
             255 for maps (N, C, H, W) and -100 for (N, C) logits; a head that
             passes its own value is obeyed.
         avg_non_ignore (bool): Whether the mean leaves out ignored rows, as in
-            PyTorch. ``False`` divides by all rows, as mmseg's default does.
+            PyTorch. The default counts them, as mmseg's own cross-entropy
+            does, so that exchanging the loss changes nothing else.
         class_weight (sequence, optional): Softmax losses only: factor on the
             rows of each class, one a logit column (with background last where
             the head has it). Mask2Former and DETR heads write this key.
@@ -90,7 +92,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         loss_weight: float = 1.0,
         reduction: str = 'mean',
         ignore_index: int | None = None,
-        avg_non_ignore: bool = True,
+        avg_non_ignore: bool = False,
         class_weight: Sequence[float] | None = None,
         loss_name: str | None = None,
         use_sigmoid: bool | None = None,
@@ -144,7 +146,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             '_class_weight',
             None
             if class_weight is None
-            else torch.as_tensor(class_weight, dtype=torch.float32),
+            else self._check_class_weight(class_weight),
             persistent=False,
         )
         self.auto_counts = (
@@ -335,10 +337,21 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         row_weight, element_weight = self._split_weight(
             weight, cls_score, label
         )
+        soft = label.is_floating_point()
+        class_weight = self._class_weight
+        if class_weight is not None and soft:
+            shape = (1, -1) + (1,) * (cls_score.dim() - 2)
+            label = label * class_weight.to(label).view(shape)
         rows = self.row_loss(cls_score, label, ignore_index, element_weight)
-        if self._class_weight is not None and not label.is_floating_point():
-            known = torch.where(label == ignore_index, 0, label)
-            rows = rows * self._class_weight.to(rows)[known]
+        counted = torch.ones_like(rows)
+        if not soft:
+            ignored = label == ignore_index
+            if class_weight is not None:
+                # What mmseg divides by: the sum of the labels' weights.
+                counted = class_weight.to(rows)[label.masked_fill(ignored, 0)]
+                rows = rows * counted
+            if self.avg_non_ignore or class_weight is not None:
+                counted = counted.masked_fill(ignored, 0)
         if row_weight is not None:
             rows = rows * row_weight.to(rows.dtype)
 
@@ -346,13 +359,12 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             return self.loss_weight * rows
         total = rows.sum()
         if reduction == 'mean':
+            eps = torch.finfo(torch.float32).eps
             if avg_factor is not None:
                 # The hosts' own guard: heads without positives may pass 0.
-                total = total / (avg_factor + torch.finfo(torch.float32).eps)
-            elif self.avg_non_ignore and not label.is_floating_point():
-                total = total / (label != ignore_index).sum().clamp(min=1)
+                total = total / (avg_factor + eps)
             else:
-                total = total / max(rows.numel(), 1)
+                total = total / counted.sum().clamp(min=eps)
         return self.loss_weight * total
 
     def _check_input(
@@ -566,11 +578,26 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         )
 
     @classmethod
+    def _check_class_weight(cls, class_weight: Any) -> Tensor:
+        if isinstance(class_weight, (list, tuple, np.ndarray, Tensor)):
+            weight = torch.as_tensor(class_weight, dtype=torch.float32)
+            if weight.dim() == 1 and (weight >= 0).all():
+                return weight
+        raise ValueError(
+            cls._say(
+                'class_weight',
+                class_weight,
+                'a list of numbers >= 0, one a logit column',
+                'read a file of weights in the config',
+            )
+        )
+
+    @classmethod
     def _check_loss_name(cls, name: str | None) -> str:
         if name is None:
             words = re.findall('[A-Z][a-z0-9]*', cls.__name__)
             return '_'.join(['loss'] + [w.lower() for w in words[:-1]])
-        if not name.startswith('loss_'):
+        if not isinstance(name, str) or not name.startswith('loss_'):
             raise ValueError(
                 cls._say(
                     'loss_name',
