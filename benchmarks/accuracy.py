@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -167,6 +168,7 @@ def train(runs: list[Run], work_dir: Path, ledger: Path, jobs: int) -> None:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment.setdefault('OMP_NUM_THREADS', str(threads))
     active: dict[Run, tuple[subprocess.Popen, float]] = {}
+    again: set[Run] = set()
     done, total, told = 0, len(waiting), time.time()
     try:
         while waiting or active:
@@ -189,6 +191,18 @@ def train(runs: list[Run], work_dir: Path, ledger: Path, jobs: int) -> None:
                 if process.poll() is None:
                     continue
                 del active[run]
+                finished = process.returncode == 0
+                if finished and not final_values(run, work_dir):
+                    if run in again:
+                        raise SystemExit(
+                            f'{run} trains, but its evaluation gives none of '
+                            f'{list(TASKS[run.task].metrics.values())}'
+                        )
+                    again.add(run)
+                    # Killed in its last evaluation: nothing left to resume.
+                    shutil.rmtree(run.folder(work_dir))
+                    waiting.append(run)
+                    continue
                 if process.returncode:
                     log = run.folder(work_dir) / 'train.log'
                     tail = '\n'.join(log.read_text().splitlines()[-15:])
@@ -220,10 +234,9 @@ def progress(run: Run, work_dir: Path) -> str:
     return f'epoch {epoch}, {step}/{steps}'
 
 
-def record(run: Run, work_dir: Path, ledger: Path) -> None:
-    """Append the final values of a finished run to the ledger."""
-    task = TASKS[run.task]
-    wanted = set(task.metrics.values())
+def final_values(run: Run, work_dir: Path) -> dict:
+    """Scalars of the run's last evaluation, empty if there was none."""
+    wanted = set(TASKS[run.task].metrics.values())
     found: dict = {}
     folder = run.folder(work_dir)
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
@@ -231,8 +244,13 @@ def record(run: Run, work_dir: Path, ledger: Path) -> None:
             values = json.loads(line)
             if wanted <= values.keys():
                 found = values
-    if not found:
-        raise SystemExit(f'{run}: no {sorted(wanted)} in {folder}')
+    return found
+
+
+def record(run: Run, work_dir: Path, ledger: Path) -> None:
+    """Append the final values of a finished run to the ledger."""
+    task = TASKS[run.task]
+    found = final_values(run, work_dir)
     shared = dict(
         task=run.task,
         dataset='digits-lt',
@@ -266,7 +284,10 @@ def versions() -> str:
 
 
 def commit() -> str:
-    """Commit of the code, with ``-dirty`` if the package differs from it."""
+    """Commit of the code, with ``-dirty`` if the package differs from it.
+
+    ``unknown`` outside a repository, or without git.
+    """
 
     def git(*args: str) -> str:
         return subprocess.run(
@@ -277,6 +298,8 @@ def commit() -> str:
             capture_output=True,
         ).stdout.strip()
 
+    if shutil.which('git') is None or not (ROOT / '.git').exists():
+        return 'unknown'
     changed = git('status', '--porcelain', 'lt_losses_mm', 'configs', 'tools')
     return git('rev-parse', '--short', 'HEAD') + ('-dirty' if changed else '')
 

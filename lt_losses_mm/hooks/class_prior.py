@@ -18,7 +18,10 @@ from ..registry import HOOKS
 
 
 def counts_of_training_data(
-    runner: Runner, unit: str | None = None, as_drawn: bool = True
+    runner: Runner,
+    unit: str | None = None,
+    as_drawn: bool = True,
+    num_classes: int | None = None,
 ) -> ClassCounts:
     """Class counts of the runner's training data.
 
@@ -27,6 +30,7 @@ def counts_of_training_data(
         unit (str, optional): ``'image'``, ``'instance'`` or ``'pixel'``.
         as_drawn (bool): Whether to count what the model sees in an epoch
             (priors), or each sample once (groups by training frequency).
+        num_classes (int, optional): C, for data sets without class names.
 
     Raises:
         RuntimeError: There is no training data to count.
@@ -34,10 +38,23 @@ def counts_of_training_data(
     loader = _train_dataloader(runner)
     if as_drawn:
         return count_dataset(
-            loader.dataset, sampler=_sampler(loader), unit=unit
+            loader.dataset,
+            sampler=_sampler(loader),
+            unit=unit,
+            num_classes=_num_classes(loader.dataset, num_classes),
         )
     inner = {id(leaf): leaf for leaf, _ in expected_draws(loader.dataset)}
-    return count_dataset(ConcatDataset(list(inner.values())), unit=unit)
+    return count_dataset(
+        ConcatDataset(list(inner.values())),
+        unit=unit,
+        num_classes=_num_classes(loader.dataset, num_classes),
+    )
+
+
+def _num_classes(dataset: Any, of_head: int | None) -> int | None:
+    # Lists of files (ImageNet-LT, ...) carry no class names.
+    metainfo = getattr(dataset, 'metainfo', None) or {}
+    return None if metainfo.get('classes') else of_head
 
 
 def _train_dataloader(runner: Runner) -> DataLoader:
@@ -66,6 +83,10 @@ def _sampler(loader: DataLoader) -> Any:
     return getattr(loader.batch_sampler, 'sampler', loader.sampler)
 
 
+# What count_dataset counts if no unit is asked for.
+_DEFAULT_UNITS = dict(mmseg='pixel')
+
+
 @HOOKS.register_module()
 class ClassPriorHook(Hook):
     """Fills ``class_counts='auto'`` of losses and metrics.
@@ -85,7 +106,7 @@ class ClassPriorHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Fill before hooks that copy the model, and mend lvis."""
         patch_lvis()
-        self._counts: dict[str | None, ClassCounts] = {}
+        self._counts: dict[tuple, ClassCounts] = {}
         if _is_training(runner):
             self._fill_losses(runner)
             _check_heads(runner)
@@ -106,10 +127,13 @@ class ClassPriorHook(Hook):
         for name, loss in _losses(runner):
             if not loss.auto_counts:
                 continue
-            unit = loss.count_unit
-            if unit not in self._counts:
-                self._counts[unit] = counts_of_training_data(runner, unit)
-            counts, before = self._counts[unit], loss.class_counts
+            expected = getattr(_owner(runner, name), 'num_classes', None)
+            key = loss.count_unit, expected
+            if key not in self._counts:
+                self._counts[key] = counts_of_training_data(
+                    runner, loss.count_unit, num_classes=expected
+                )
+            counts, before = self._counts[key], loss.class_counts
             loss.set_class_counts(counts)
             if before.numel() == 0:
                 runner.logger.info(
@@ -117,6 +141,13 @@ class ClassPriorHook(Hook):
                     f'({counts.num_classes} classes, unit {counts.unit}, '
                     f'{counts.counts.min():g} to {counts.counts.max():g})'
                 )
+                empty = int((counts.counts == 0).sum())
+                if empty:
+                    runner.logger.warning(
+                        f'{name}: {empty} of {counts.num_classes} classes '
+                        'have no training sample; they are treated as being '
+                        'as rare as the rarest class that has one'
+                    )
             elif not before.equal(loss.class_counts):
                 runner.logger.info(
                     f'{name}: class counts of the checkpoint replaced by '
@@ -149,10 +180,40 @@ class ClassPriorHook(Hook):
                 metric.class_counts, str
             ):
                 metric.set_class_counts(
-                    counts_of_training_data(
-                        runner, metric.count_unit, as_drawn=False
-                    )
+                    self._natural_counts(runner, metric.count_unit)
                 )
+
+    def _natural_counts(self, runner: Runner, unit: str | None) -> ClassCounts:
+        losses = dict(_losses(runner))
+        try:
+            sizes = {
+                getattr(module, 'num_classes', None)
+                for module in _heads(runner)
+            }
+            return counts_of_training_data(
+                runner,
+                unit,
+                as_drawn=False,
+                num_classes=sizes.pop() if len(sizes) == 1 else None,
+            )
+        except RuntimeError as error:
+            # A machine that only tests: the checkpoint knows what was drawn.
+            usual = _DEFAULT_UNITS.get(_scope(runner), 'image')
+            unit = unit or usual
+            for name, loss in losses.items():
+                known = loss.class_counts.numel()
+                if known and unit == (loss.count_unit or usual):
+                    runner.logger.warning(
+                        f'{error} Metrics take their groups from the class '
+                        f'counts of {name} in the checkpoint, which are those '
+                        'of the training data as they were sampled.'
+                    )
+                    return ClassCounts(
+                        loss.class_counts.double().cpu().numpy(),
+                        unit,
+                        source=f'{name} in the checkpoint',
+                    )
+            raise
 
 
 def _is_training(runner: Runner) -> bool:
@@ -166,6 +227,30 @@ def _losses(runner: Runner) -> Iterator[tuple[str, LongTailLoss]]:
             yield name, module
 
 
+def _owner(runner: Runner, name: str) -> nn.Module:
+    """The head that a loss belongs to."""
+    modules = dict(runner.model.named_modules())
+    owner = name.rpartition('.')[0]
+    if isinstance(modules[owner], nn.ModuleList):
+        owner = owner.rpartition('.')[0]
+    return modules[owner]
+
+
+def _heads(runner: Runner) -> Iterator[nn.Module]:
+    """Modules that own a classification loss, but for proposal networks."""
+    for name, module in runner.model.named_modules():
+        owns = any(
+            isinstance(getattr(module, attribute, None), nn.Module)
+            for attribute in ('loss_cls', 'loss_module', 'loss_decode')
+        )
+        if owns and 'rpn' not in name:
+            yield module
+
+
+def _scope(runner: Runner) -> str | None:
+    return runner.cfg.get('default_scope')
+
+
 def _check_heads(runner: Runner) -> None:
     """Compare the counts with the heads, which know their classes.
 
@@ -175,16 +260,13 @@ def _check_heads(runner: Runner) -> None:
     Raises:
         ValueError: A head and its loss have different numbers of classes.
     """
-    heads = dict(runner.model.named_modules())
     for name, loss in _losses(runner):
-        owner = name.rpartition('.')[0]
-        if isinstance(heads[owner], nn.ModuleList):
-            owner = owner.rpartition('.')[0]
-        expected = getattr(heads[owner], 'num_classes', loss.num_classes)
+        owner = _owner(runner, name)
+        expected = getattr(owner, 'num_classes', loss.num_classes)
         if expected != loss.num_classes:
             raise ValueError(
                 f'{name}: class_counts of {loss.num_classes} classes, '
                 f'expected num_classes={expected} of '
-                f'{type(heads[owner]).__name__}; give one count for each '
+                f'{type(owner).__name__}; give one count for each '
                 'class of the data set, background left out'
             )

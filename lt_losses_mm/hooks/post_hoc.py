@@ -17,6 +17,9 @@ from ..priors.shift import Background, sigmoid_shift, softmax_shift
 from ..registry import HOOKS
 from .class_prior import counts_of_training_data
 
+# Heads whose forward gives probabilities, masks or boxes in place of logits.
+_UNFIT = {'TOODHead', 'SOLOHead', 'SOLOV2Head', 'YOLOV3Head', 'YOLACTHead'}
+
 
 @HOOKS.register_module()
 class PostHocLogitAdjustmentHook(Hook):
@@ -87,7 +90,27 @@ class PostHocLogitAdjustmentHook(Hook):
                 'loss_cls (mmdet), loss_module (mmpretrain) or loss_decode '
                 '(mmseg)'
             )
+        corrected = [
+            name
+            for name, loss in runner.model.named_modules()
+            if isinstance(loss, LongTailLoss) and loss.tau > 0
+        ]
+        if corrected:
+            runner.logger.warning(
+                'Double correction: the model was built with '
+                f'{", ".join(corrected)}, whose training already corrects '
+                'for the prior. Post-hoc adjustment is for models trained '
+                'without it.'
+            )
         for name, module, method in classifiers:
+            unfit = _UNFIT & {cls.__name__ for cls in type(module).__mro__}
+            if unfit:
+                raise ValueError(
+                    f'PostHocLogitAdjustmentHook: {type(module).__name__} '
+                    f'({name}) does not give the logits of its classes first '
+                    'and is not supported; expected a RoI, dense or '
+                    'DETR-type head that does'
+                )
             setattr(
                 module, method, self._adjusted(module, getattr(module, method))
             )

@@ -248,6 +248,16 @@ def _image_labels(info: dict[str, Any]) -> list[int]:
 
 
 def _instance_labels(info: dict[str, Any]) -> list[int]:
+    if 'segments_info' in info:
+        # There, instances are the things alone; stuff would count zero.
+        raise fault(
+            'class_counts',
+            'auto',
+            'image labels, boxes or masks; panoptic annotations are not '
+            'counted',
+            'give class_counts as the list or file of the segments of each '
+            'class, things and stuff',
+        )
     return [
         instance['bbox_label']
         for instance in info['instances']

@@ -440,11 +440,12 @@ def checksum(
 def _from_annotations(
     content: Mapping[str, Any], source: str, unit: str | None
 ) -> ClassCounts:
-    """Counts of an LVIS or COCO file, in ascending order of category id."""
+    """Counts of an LVIS or COCO file, in the order of its categories."""
     unit = unit or 'image'
     if unit == 'pixel':
         raise _unit_fault(unit, source, ['image', 'instance'])
-    categories = sorted(content['categories'], key=lambda c: c['id'])
+    # Labels are positions in the file, as for mmdet's data sets.
+    categories = content['categories']
     names = tuple(c.get('name', str(c['id'])) for c in categories)
     field = f'{unit}_count'
     if all(field in c for c in categories):

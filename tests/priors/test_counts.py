@@ -105,13 +105,13 @@ def test_saved_file_reads_back(tmp_path_factory, numbers, unit, named):
     assert load_class_counts(path, unit=unit).unit == unit
 
 
-def test_annotations_are_counted_in_order_of_category_id(tmp_path):
+def test_annotations_are_counted_in_order_of_the_file(tmp_path):
     path = _write(tmp_path / 'instances.json', ANNOTATIONS)
     images = load_class_counts(path)
-    assert images.names == ('cat', 'dog', 'owl')
-    assert images.counts.tolist() == [2, 0, 1]
+    assert images.names == ('owl', 'cat', 'dog')
+    assert images.counts.tolist() == [1, 2, 0]
     instances = load_class_counts(path, unit='instance')
-    assert instances.counts.tolist() == [3, 0, 1]
+    assert instances.counts.tolist() == [1, 3, 0]
     assert (images.unit, instances.unit) == ('image', 'instance')
 
 
@@ -120,12 +120,12 @@ def test_counts_in_categories_win_over_annotations(tmp_path):
     for category in content['categories']:
         category['image_count'] = category['id'] * 10
     path = _write(tmp_path / 'lvis.json', content)
-    assert load_class_counts(path).counts.tolist() == [20, 40, 90]
+    assert load_class_counts(path).counts.tolist() == [90, 20, 40]
     # No instance_count there, so these are still counted.
     assert load_class_counts(path, unit='instance').counts.tolist() == [
+        1,
         3,
         0,
-        1,
     ]
 
 
@@ -359,3 +359,13 @@ def test_bad_groups():
         frequency_groups([1, 2], 'coco')
     with pytest.raises(ValueError, match='thresholds=.*low <= high'):
         frequency_groups([1, 2], thresholds=(9, 3))
+
+
+def test_labels_are_positions_in_the_annotation_file(tmp_path):
+    """As for mmdet's data sets, whatever the order of the ids."""
+    categories = [dict(id=i, name=f'c{i}', image_count=i) for i in (3, 1, 2)]
+    path = tmp_path / 'lvis.json'
+    path.write_text(json.dumps(dict(categories=categories)))
+    counts = load_class_counts(path)
+    assert counts.counts.tolist() == [3, 1, 2]
+    assert counts.names == ('c3', 'c1', 'c2')
