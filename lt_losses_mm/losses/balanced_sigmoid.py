@@ -21,7 +21,8 @@ class BalancedSigmoidLoss(LongTailLoss):
 
     The sigmoid form of Balanced Softmax (Ren et al., NeurIPS 2020); the
     constant makes a uniform prior plain BCE. The loss of a row is the sum
-    over classes, the mean is over rows; mmseg's own BCE divides by C as well. Predictions come from plain logits.
+    over classes, the mean is over rows; mmseg's own BCE divides by C as well.
+    Predictions come from plain logits.
 
     RoI heads get C logits, and their NMS a background column of zeros. With
     ``background='objectness'`` they get C + 1, the last of which is a
