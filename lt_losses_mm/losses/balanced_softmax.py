@@ -29,6 +29,7 @@ class BalancedSoftmaxLoss(LongTailLoss):
     All arguments are those of :class:`~lt_losses_mm.losses.LongTailLoss`.
 
     Example:
+        >>> import torch
         >>> loss = BalancedSoftmaxLoss(class_counts=[90, 10])
         >>> logits = torch.zeros(2, 2)
         >>> loss(logits, torch.tensor([0, 1]), reduction_override='none')
