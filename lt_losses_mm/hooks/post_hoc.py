@@ -185,7 +185,7 @@ def _uses_sigmoid(head: nn.Module) -> bool:
     return bool(getattr(loss, 'use_sigmoid', False))
 
 
-def _class_dim(head: nn.Module, logits: Tensor) -> tuple[int, int]:
+def _class_dim(head: Any, logits: Tensor) -> tuple[int, int]:
     """Dimension of the classes, and number of columns of one set of them."""
     if hasattr(head, 'prior_generator'):
         # Dense heads: maps (N, A * K, H, W)

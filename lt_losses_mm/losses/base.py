@@ -24,7 +24,7 @@ _REDUCTIONS = ('none', 'mean', 'sum')
 
 def _is_compiling() -> bool:
     # torch.compiler.is_compiling came with torch 2.3.
-    compiler = getattr(torch, 'compiler', None)
+    compiler: Any = getattr(torch, 'compiler', None)
     if hasattr(compiler, 'is_compiling'):
         return compiler.is_compiling()
     return torch._dynamo.is_compiling()
@@ -74,6 +74,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     # ``float`` stands for a background prior given as a number.
     background_policies: tuple[str | type, ...] = (*BACKGROUND_POLICIES, float)
     class_counts: Tensor
+    _class_weight: Tensor | None
 
     # mmdet asks three separate flags for one thing: that the loss, not the
     # head, knows channels, activation and accuracy. Any subset of them makes

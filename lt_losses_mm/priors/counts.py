@@ -393,17 +393,17 @@ def _from_lines(
                 f'one number a line, line {number} is {line!r}',
                 'correct that line',
             ) from error
-    return ClassCounts(numbers, unit or 'image', source=source)
+    return ClassCounts(np.array(numbers), unit or 'image', source=source)
 
 
 def _from_json(content: Any, source: str, unit: str | None) -> ClassCounts:
     if isinstance(content, list):
-        return ClassCounts(content, unit or 'image', source=source)
+        return ClassCounts(np.array(content), unit or 'image', source=source)
     if isinstance(content.get('categories'), list):
         return _from_annotations(content, source, unit)
     by_unit = content.get('counts')
     if isinstance(by_unit, list):
-        return ClassCounts(by_unit, unit or 'image', source=source)
+        return ClassCounts(np.array(by_unit), unit or 'image', source=source)
     if not isinstance(by_unit, dict) or not by_unit:
         raise fault(
             'class_counts',
@@ -449,7 +449,8 @@ def _from_annotations(
     names = tuple(c.get('name', str(c['id'])) for c in categories)
     field = f'{unit}_count'
     if all(field in c for c in categories):
-        return ClassCounts([c[field] for c in categories], unit, names, source)
+        figures = np.array([c[field] for c in categories])
+        return ClassCounts(figures, unit, names, source)
     if 'annotations' not in content:
         raise fault(
             'class_counts',

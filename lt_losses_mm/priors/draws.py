@@ -164,6 +164,7 @@ def _unwrap(
         yield from _unwrap(dataset.dataset, draws)
     elif kind in (_REPEAT, _BALANCED, _SUBSET):
         size = len(dataset.dataset)
+        index: Any
         if kind == _REPEAT:
             index = np.arange(len(dataset)) % size
         elif kind == _BALANCED:
