@@ -88,4 +88,4 @@ def test_train_save_resume_test(task, method, root, tmp_path):
         dict(type='lt_losses_mm.PostHocLogitAdjustmentHook', tau=50.0)
     ]
     _, adjusted = run(task, method, root, tmp_path, 2, True, **options)
-    assert adjusted[metrics[0]] != plain[metrics[0]]
+    assert any(adjusted[name] != plain[name] for name in metrics)
