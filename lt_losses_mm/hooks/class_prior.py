@@ -17,11 +17,14 @@ from ..priors import ClassCounts, count_dataset, expected_draws, rebalanced_by
 from ..registry import HOOKS
 
 
+class NoTrainingDataError(RuntimeError):
+    """The run has no training data that could be counted."""
+
+
 def counts_of_training_data(
     runner: Runner,
     unit: str | None = None,
     as_drawn: bool = True,
-    num_classes: int | None = None,
 ) -> ClassCounts:
     """Class counts of the runner's training data.
 
@@ -30,31 +33,34 @@ def counts_of_training_data(
         unit (str, optional): ``'image'``, ``'instance'`` or ``'pixel'``.
         as_drawn (bool): Whether to count what the model sees in an epoch
             (priors), or each sample once (groups by training frequency).
-        num_classes (int, optional): C, for data sets without class names.
 
     Raises:
-        RuntimeError: There is no training data to count.
+        NoTrainingDataError: There is no training data to count.
     """
     loader = _train_dataloader(runner)
+    num_classes = _num_classes(runner, loader.dataset)
     if as_drawn:
         return count_dataset(
             loader.dataset,
             sampler=_sampler(loader),
             unit=unit,
-            num_classes=_num_classes(loader.dataset, num_classes),
+            num_classes=num_classes,
         )
     inner = {id(leaf): leaf for leaf, _ in expected_draws(loader.dataset)}
     return count_dataset(
         ConcatDataset(list(inner.values())),
         unit=unit,
-        num_classes=_num_classes(loader.dataset, num_classes),
+        num_classes=num_classes,
     )
 
 
-def _num_classes(dataset: Any, of_head: int | None) -> int | None:
-    # Lists of files (ImageNet-LT, ...) carry no class names.
+def _num_classes(runner: Runner, dataset: Any) -> int | None:
     metainfo = getattr(dataset, 'metainfo', None) or {}
-    return None if metainfo.get('classes') else of_head
+    if metainfo.get('classes'):
+        return None
+    # Lists of files (ImageNet-LT, ...) carry no class names; the heads know.
+    sizes = {getattr(head, 'num_classes', None) for head in _heads(runner)}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _train_dataloader(runner: Runner) -> DataLoader:
@@ -65,14 +71,14 @@ def _train_dataloader(runner: Runner) -> DataLoader:
     loader = runner._train_dataloader
     fix = 'Give class_counts as a list, a file or the name of a benchmark.'
     if loader is None:
-        raise RuntimeError(
+        raise NoTrainingDataError(
             "class_counts='auto' needs the training data, but "
             f'this config has no train_dataloader. {fix}'
         )
     try:
         return runner.build_dataloader(loader)
     except OSError as error:
-        raise RuntimeError(
+        raise NoTrainingDataError(
             "class_counts='auto' needs the training data, "
             f'which cannot be read ({error}). {fix}'
         ) from error
@@ -96,7 +102,8 @@ class ClassPriorHook(Hook):
     (:func:`~lt_losses_mm.priors.count_dataset`) and warns once where a loss
     with fixed counts meets data that a sampler already balances. In runs that
     only test, losses have their counts from the checkpoint. Metrics, whose
-    groups are those of the data set itself, always count it.
+    groups are those of the data set itself, count it, or, on a machine
+    without it, take what the checkpoint holds and say so.
     """
 
     # Before EMAHook (NORMAL) copies the model, so that both copies have
@@ -106,7 +113,7 @@ class ClassPriorHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Fill before hooks that copy the model, and mend lvis."""
         patch_lvis()
-        self._counts: dict[tuple, ClassCounts] = {}
+        self._counts: dict[str | None, ClassCounts] = {}
         if _is_training(runner):
             self._fill_losses(runner)
             _check_heads(runner)
@@ -127,13 +134,10 @@ class ClassPriorHook(Hook):
         for name, loss in _losses(runner):
             if not loss.auto_counts:
                 continue
-            expected = getattr(_owner(runner, name), 'num_classes', None)
-            key = loss.count_unit, expected
-            if key not in self._counts:
-                self._counts[key] = counts_of_training_data(
-                    runner, loss.count_unit, num_classes=expected
-                )
-            counts, before = self._counts[key], loss.class_counts
+            unit = loss.count_unit
+            if unit not in self._counts:
+                self._counts[unit] = counts_of_training_data(runner, unit)
+            counts, before = self._counts[unit], loss.class_counts
             loss.set_class_counts(counts)
             if before.numel() == 0:
                 runner.logger.info(
@@ -184,25 +188,15 @@ class ClassPriorHook(Hook):
                 )
 
     def _natural_counts(self, runner: Runner, unit: str | None) -> ClassCounts:
-        losses = dict(_losses(runner))
         try:
-            sizes = {
-                getattr(module, 'num_classes', None)
-                for module in _heads(runner)
-            }
-            return counts_of_training_data(
-                runner,
-                unit,
-                as_drawn=False,
-                num_classes=sizes.pop() if len(sizes) == 1 else None,
-            )
-        except RuntimeError as error:
+            return counts_of_training_data(runner, unit, as_drawn=False)
+        except NoTrainingDataError as error:
             # A machine that only tests: the checkpoint knows what was drawn.
             usual = _DEFAULT_UNITS.get(
                 runner.cfg.get('default_scope', ''), 'image'
             )
             unit = unit or usual
-            for name, loss in losses.items():
+            for name, loss in _losses(runner):
                 known = loss.class_counts.numel()
                 if known and unit == (loss.count_unit or usual):
                     runner.logger.warning(

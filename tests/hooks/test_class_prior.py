@@ -236,3 +236,37 @@ def test_losses_in_a_list(make_runner, loader, monkeypatch):
     first, second = runner.model.head.more
     assert first.class_counts.tolist() == [6, 3, 1]
     assert second.class_counts.tolist() == [5, 4, 3]
+
+
+def test_data_without_class_names_take_the_heads_number(
+    make_runner, monkeypatch
+):
+    monkeypatch.setattr(
+        'mmengine.dataset.BaseDataset.metainfo', property(lambda self: {})
+    )
+    runner = make_runner(AUTO)
+    runner.train()
+    assert counts_of(runner) == [6, 3, 1]
+
+
+def test_metrics_without_the_data_use_the_checkpoint(make_runner, log):
+    runner = make_runner(
+        AUTO, train_dataloader=False, train_cfg=False, optim_wrapper=False
+    )
+    runner.model.head.loss_module.set_class_counts([60, 30, 10])
+    counts = ClassPriorHook()._natural_counts(runner, None)
+    assert counts.counts.tolist() == [60, 30, 10]
+    assert any('in the checkpoint' in r.getMessage() for r in log[0])
+
+
+def test_other_failures_are_not_taken_for_missing_data(
+    make_runner, monkeypatch
+):
+    def fail(*args, **kwargs):
+        raise RuntimeError('the main process failed')
+
+    runner = make_runner(AUTO)
+    runner.train()
+    monkeypatch.setattr('lt_losses_mm.hooks.class_prior.count_dataset', fail)
+    with pytest.raises(RuntimeError, match='main process'):
+        ClassPriorHook()._natural_counts(runner, None)

@@ -571,3 +571,10 @@ def test_every_rank_gets_what_the_main_process_counted(tmp_path):
     assert results[1][2].startswith(
         'RuntimeError: the main process failed with ValueError: class_counts'
     )
+
+
+def test_panoptic_annotations_are_refused():
+    from lt_losses_mm.priors.auto import _instance_labels
+
+    with pytest.raises(ValueError, match='panoptic'):
+        _instance_labels(dict(instances=[], segments_info=[]))
