@@ -46,7 +46,20 @@ COLUMNS = (
     'commit',
     'command',
 )
-METHODS = ('cross_entropy', 'balanced_softmax', 'balanced_sigmoid')
+# A task takes part with the methods that it has a config for.
+METHODS = (
+    'cross_entropy',
+    'focal',
+    'quality_focal',
+    'balanced_softmax',
+    'balanced_sigmoid',
+    'equalization',
+    'equalization_softmax',
+    'sigmoid_equalization',
+    'softmax_equalization',
+    'equalized_focal',
+    'equalized_quality_focal',
+)
 PACKAGES = (
     'torch',
     'onedl-mmengine',
@@ -81,6 +94,12 @@ class Task(NamedTuple):
     title: str
 
 
+LVIS_METRICS = {
+    'AP': 'lvis/bbox_AP',
+    'AP frequent': 'lvis/bbox_APf',
+    'AP common': 'lvis/bbox_APc',
+    'AP rare': 'lvis/bbox_APr',
+}
 TASKS = dict(
     classification=Task(
         'configs/classification/digits/resnet18-c16_1xb64-20e-{}_digits-lt.py',
@@ -97,14 +116,21 @@ TASKS = dict(
     detection=Task(
         'configs/detection/digits/'
         'faster-rcnn_r18-c32_fpn_{}_random-8e_digits-lt.py',
-        {
-            'AP': 'lvis/bbox_AP',
-            'AP frequent': 'lvis/bbox_APf',
-            'AP common': 'lvis/bbox_APc',
-            'AP rare': 'lvis/bbox_APr',
-        },
+        LVIS_METRICS,
         100,
         'Detection (mmdet): LVIS AP',
+    ),
+    dense_detection=Task(
+        'configs/detection/digits/atss_r18-c32_fpn_{}_random-8e_digits-lt.py',
+        LVIS_METRICS,
+        100,
+        'Dense detection (mmdet, ATSS): LVIS AP',
+    ),
+    dense_quality_detection=Task(
+        'configs/detection/digits/gfl_r18-c32_fpn_{}_random-8e_digits-lt.py',
+        LVIS_METRICS,
+        100,
+        'Dense detection (mmdet, GFL): LVIS AP',
     ),
     segmentation=Task(
         'configs/segmentation/digits/'
@@ -478,6 +504,7 @@ def main() -> None:
         for task in args.tasks
         for seed in args.seeds
         for method in args.methods
+        if Run(task, method, seed).config.exists()
     ]
     if not args.report_only:
         train(runs, args.work_dir, args.ledger, args.jobs)

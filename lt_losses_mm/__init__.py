@@ -5,16 +5,20 @@ Importing the package registers its classes and connects it to MMEngine (see
 :mod:`lt_losses_mm.integration`). It imports torch and mmengine, never a host.
 """
 
-from . import datasets, hooks, integration, losses, metrics
+from . import datasets, hooks, integration, losses, metrics, statistics
+from .statistics import commit_statistics, reset_statistics
 from .version import __version__
 
 integration.install()
 
 __all__ = [
     '__version__',
+    'commit_statistics',
     'datasets',
     'hooks',
     'integration',
     'losses',
     'metrics',
+    'reset_statistics',
+    'statistics',
 ]

@@ -8,8 +8,9 @@ Two things, each because MMEngine offers no entry point for it:
    ``mmseg::...`` (whose distribution has another name in the maintained
    fork).
 2. ``Runner.register_hooks`` adds :class:`~lt_losses_mm.hooks.ClassPriorHook`
-   to each runner that has none, so that ``class_counts='auto'`` needs no
-   further line in a config. See ``docs/decisions/0002-hook-attaches-itself``.
+   and :class:`~lt_losses_mm.hooks.StatisticsHook` to each runner that has
+   none, so that no loss needs a further line in a config. See
+   ``docs/decisions/0002-hook-attaches-itself``.
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ def install() -> None:
     """Connect the package to MMEngine; calling it again changes nothing."""
     MODULE2PACKAGE['mmseg'] = 'mmseg'
     MODULE2PACKAGE['lt_losses_mm'] = 'lt_losses_mm'
-    if not hasattr(Runner.register_hooks, '_adds_prior_hook'):
-        Runner.register_hooks = _with_prior_hook(Runner.register_hooks)
+    if not hasattr(Runner.register_hooks, '_adds_hooks'):
+        Runner.register_hooks = _with_hooks(Runner.register_hooks)
 
 
-def _with_prior_hook(register_hooks):
+def _with_hooks(register_hooks):
 
     @functools.wraps(register_hooks)
     def wrapper(self, *args, **kwargs):
-        from .hooks import ClassPriorHook
+        from .hooks import ClassPriorHook, StatisticsHook
 
         register_hooks(self, *args, **kwargs)
-        if not any(isinstance(hook, ClassPriorHook) for hook in self.hooks):
-            self.register_hook(ClassPriorHook())
+        for hook in (ClassPriorHook, StatisticsHook):
+            if not any(isinstance(known, hook) for known in self.hooks):
+                self.register_hook(hook())
 
-    wrapper._adds_prior_hook = True
+    wrapper._adds_hooks = True
     return wrapper

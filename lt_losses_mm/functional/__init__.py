@@ -7,10 +7,34 @@ from .balanced import (
     shifted_sigmoid_cross_entropy,
     shifted_softmax_cross_entropy,
 )
+from .equalization import (
+    equalization_weights,
+    equalized_focal_factors,
+    equalized_focal_loss,
+    equalized_focal_sums,
+    equalized_quality_focal_loss,
+    equalized_quality_focal_sums,
+    shifted_softmax_sums,
+    sigmoid_equalization_weights,
+    softmax_equalization_v1,
+    weighted_sigmoid_cross_entropy,
+    weighted_sigmoid_sums,
+)
 
 __all__ = [
     'balanced_sigmoid_cross_entropy',
     'balanced_softmax_cross_entropy',
+    'equalization_weights',
+    'equalized_focal_factors',
+    'equalized_focal_loss',
+    'equalized_focal_sums',
+    'equalized_quality_focal_loss',
+    'equalized_quality_focal_sums',
     'shifted_sigmoid_cross_entropy',
     'shifted_softmax_cross_entropy',
+    'shifted_softmax_sums',
+    'sigmoid_equalization_weights',
+    'softmax_equalization_v1',
+    'weighted_sigmoid_cross_entropy',
+    'weighted_sigmoid_sums',
 ]

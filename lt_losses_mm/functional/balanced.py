@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _upcast(logits: Tensor) -> Tensor:
+def upcast(logits: Tensor) -> Tensor:
+    """Logits of fp16 and bf16 in fp32, others as they are."""
     half = logits.dtype in (torch.float16, torch.bfloat16)
     return logits.float() if half else logits
 
 
 def _add_shift(logits: Tensor, shift: Tensor) -> Tensor:
-    logits = _upcast(logits)
+    logits = upcast(logits)
     shape = (1, -1) + (1,) * (logits.dim() - 2)
     return logits + shift.to(logits.dtype).view(shape)
 
@@ -75,7 +76,7 @@ def shifted_sigmoid_cross_entropy(
     logits = (
         _add_shift(logits, shift)
         if shift.dim() == 1
-        else _upcast(logits) + shift.to(_upcast(logits).dtype)
+        else upcast(logits) + shift.to(upcast(logits).dtype)
     )
     loss = -F.logsigmoid(-logits)
     if labels.is_floating_point():

@@ -3,5 +3,6 @@
 
 from .class_prior import ClassPriorHook
 from .post_hoc import PostHocLogitAdjustmentHook
+from .statistics import StatisticsHook
 
-__all__ = ['ClassPriorHook', 'PostHocLogitAdjustmentHook']
+__all__ = ['ClassPriorHook', 'PostHocLogitAdjustmentHook', 'StatisticsHook']

@@ -89,6 +89,12 @@ def _sampler(loader: DataLoader) -> Any:
     return getattr(loader.batch_sampler, 'sampler', loader.sampler)
 
 
+# Heads of mmdet that pass (labels, quality), or a map of qualities.
+_QUALITY_HEADS = {'GFLHead', 'RTMDetHead', 'TOODHead', 'VFNetHead'}
+
+# The last layer of RoI heads, of mmpretrain's and of mmseg's heads.
+_CLASSIFIERS = ('fc_cls', 'fc', 'conv_seg')
+
 # What count_dataset counts if no unit is asked for.
 _DEFAULT_UNITS = dict(mmseg='pixel')
 
@@ -117,6 +123,7 @@ class ClassPriorHook(Hook):
         if _is_training(runner):
             self._fill_losses(runner)
             _check_heads(runner)
+            _set_initial_bias(runner)
             self._warn_of_double_correction(runner)
 
     def before_train(self, runner: Runner) -> None:
@@ -162,7 +169,9 @@ class ClassPriorHook(Hook):
         fixed = [
             name
             for name, loss in _losses(runner)
-            if not loss.auto_counts and loss.tau > 0
+            if loss.uses_counts
+            and not loss.auto_counts
+            and getattr(loss, 'tau', 1) > 0
         ]
         if not fixed:
             return
@@ -254,11 +263,67 @@ def _check_heads(runner: Runner) -> None:
     """
     for name, loss in _losses(runner):
         owner = _owner(runner, name)
-        expected = getattr(owner, 'num_classes', loss.num_classes)
-        if expected != loss.num_classes:
+        kinds = {cls.__name__ for cls in type(owner).__mro__}
+        if not loss.takes_quality and kinds & _QUALITY_HEADS:
             raise ValueError(
-                f'{name}: class_counts of {loss.num_classes} classes, '
-                f'expected num_classes={expected} of '
+                f'{name}: {type(loss).__name__}, expected a quality focal '
+                f'loss, because {type(owner).__name__} learns the quality of '
+                'a box with its class; take EqualizedQualityFocalLoss'
+            )
+        if loss.needs_background and not _has_background(owner):
+            runner.logger.warning(
+                f'{name}: {type(loss).__name__} leaves rare classes without '
+                f'any negative in {type(owner).__name__}, which has no rows '
+                'of background; use_sigmoid=False is its form for such heads'
+            )
+        expected = getattr(owner, 'num_classes', None)
+        if expected is None:
+            continue
+        known = getattr(loss, 'num_classes', None)
+        if known is None:
+            loss.set_num_classes(expected, f'{type(owner).__name__}')
+        elif expected != known:
+            key = 'class_counts' if loss.class_counts.numel() else 'num_classes'
+            raise ValueError(
+                f'{name}: {key} of {known} classes, expected num_classes={expected} of '
                 f'{type(owner).__name__}; give one count for each '
                 'class of the data set, background left out'
+            )
+
+
+def _has_background(head: nn.Module) -> bool:
+    # Heads of mmpretrain and of mmseg have none.
+    return not (hasattr(head, 'loss_module') or hasattr(head, 'loss_decode'))
+
+
+def _set_initial_bias(runner: Runner) -> None:
+    """Let the host initialise classifiers with the prior that losses state.
+
+    Only those of heads that have no prior of their own. The host applies it
+    when it initialises the model, before any checkpoint is loaded.
+    """
+    for name, loss in _losses(runner):
+        bias = getattr(loss, 'initial_bias', None)
+        if bias is None:
+            continue
+        owner = _owner(runner, name)
+        for attribute in _CLASSIFIERS:
+            classifier = getattr(owner, attribute, None)
+            if getattr(classifier, 'bias', None) is None:
+                continue
+            init_cfg = owner.init_cfg or []
+            if not isinstance(init_cfg, list):
+                init_cfg = [init_cfg]
+            owner.init_cfg = [
+                *init_cfg,
+                dict(
+                    type='Normal',
+                    std=0.01,
+                    bias=bias,
+                    override=dict(name=attribute),
+                ),
+            ]
+            runner.logger.info(
+                f'{name}: the bias of {attribute} starts at {bias:.2f}, a '
+                f'probability of {loss.bias_prior:g} (bias_prior)'
             )

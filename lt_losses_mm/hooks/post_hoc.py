@@ -93,7 +93,7 @@ class PostHocLogitAdjustmentHook(Hook):
         corrected = [
             name
             for name, loss in runner.model.named_modules()
-            if isinstance(loss, LongTailLoss) and loss.tau > 0
+            if isinstance(loss, LongTailLoss) and getattr(loss, 'tau', 1) > 0
         ]
         if corrected:
             runner.logger.warning(

@@ -4,5 +4,22 @@
 from .balanced_sigmoid import BalancedSigmoidLoss
 from .balanced_softmax import BalancedSoftmaxLoss
 from .base import LongTailLoss
+from .equalization import EqualizationLoss
+from .equalized_focal import EqualizedFocalLoss, EqualizedQualityFocalLoss
+from .gradient_driven import GradientDrivenLoss
+from .sigmoid import SigmoidLoss
+from .sigmoid_equalization import SigmoidEqualizationLoss
+from .softmax_equalization import SoftmaxEqualizationLoss
 
-__all__ = ['BalancedSigmoidLoss', 'BalancedSoftmaxLoss', 'LongTailLoss']
+__all__ = [
+    'BalancedSigmoidLoss',
+    'BalancedSoftmaxLoss',
+    'EqualizationLoss',
+    'EqualizedFocalLoss',
+    'EqualizedQualityFocalLoss',
+    'GradientDrivenLoss',
+    'LongTailLoss',
+    'SigmoidEqualizationLoss',
+    'SigmoidLoss',
+    'SoftmaxEqualizationLoss',
+]

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..functional import shifted_sigmoid_cross_entropy
 from ..priors.shift import sigmoid_shift
 from ..registry import MODELS
-from .base import LongTailLoss
+from .sigmoid import SigmoidLoss
 
 
 @MODELS.register_module()
-class BalancedSigmoidLoss(LongTailLoss):
+class BalancedSigmoidLoss(SigmoidLoss):
     r"""Binary cross-entropy whose logits are shifted by the prior's logit.
 
     .. math:: L = \sum_j BCE(z_j + \tau s_j, t_j), \qquad
@@ -31,7 +33,9 @@ class BalancedSigmoidLoss(LongTailLoss):
     2021). With ``'foreground_rows'`` only rows with an object see the shift,
     as in the detection code of Balanced Meta-Softmax.
 
-    All arguments are those of :class:`~lt_losses_mm.losses.LongTailLoss`.
+    Args:
+        tau (float): Strength of the correction, >= 0; 0 turns it off.
+        kwargs: See :class:`~lt_losses_mm.losses.SigmoidLoss`.
 
     Example:
         >>> loss = BalancedSigmoidLoss(class_counts=[50, 50])
@@ -39,21 +43,17 @@ class BalancedSigmoidLoss(LongTailLoss):
         tensor(1.3863)
     """
 
-    use_sigmoid = True
+    def __init__(self, *args: Any, tau: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tau = self._check_number('tau', tau, low=0)
 
-    def columns(self, num_classes: int) -> tuple[int, ...]:
-        if self.background == 'objectness':
-            return (num_classes + 1,)
-        return (num_classes,)
-
-    def row_loss(
+    def element_loss(
         self,
         logits: Tensor,
         labels: Tensor,
         ignore_index: int,
-        element_weight: Tensor | None,
+        quality: Tensor | None,
     ) -> Tensor:
-        num_classes = self.num_classes
         shift = sigmoid_shift(self.class_counts, self.background)
         if self.background == 'objectness':
             # Index C is the background column, so index labels need no change.
@@ -63,19 +63,9 @@ class BalancedSigmoidLoss(LongTailLoss):
             self.background == 'foreground_rows'
             and not labels.is_floating_point()
         ):
-            has_object = (labels != num_classes).unsqueeze(1)
+            has_object = (labels != self.num_classes).unsqueeze(1)
             shape = (1, -1) + (1,) * (logits.dim() - 2)
             shift = shift.view(shape) * has_object
-        loss = shifted_sigmoid_cross_entropy(
+        return shifted_sigmoid_cross_entropy(
             logits, labels, shift, ignore_index=ignore_index
         )
-        if element_weight is not None:
-            loss = loss * element_weight.to(loss.dtype)
-        return loss.sum(1)
-
-    def scores(self, cls_score: Tensor) -> tuple[Tensor, Tensor]:
-        scores = cls_score.sigmoid()
-        if self.background == 'objectness':
-            classes, background = scores[..., :-1], scores[..., -1:]
-            return classes * (1 - background), background
-        return scores, torch.zeros_like(scores[..., :1])

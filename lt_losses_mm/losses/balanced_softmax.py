@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..functional import shifted_softmax_cross_entropy
@@ -26,7 +28,9 @@ class BalancedSoftmaxLoss(LongTailLoss):
     further logits tell objects from background on all rows; the test score is
     the product, as in Seesaw Loss (Wang et al., CVPR 2021, Sec. 3.3).
 
-    All arguments are those of :class:`~lt_losses_mm.losses.LongTailLoss`.
+    Args:
+        tau (float): Strength of the correction, >= 0; 0 turns it off.
+        kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
 
     Example:
         >>> import torch
@@ -39,6 +43,15 @@ class BalancedSoftmaxLoss(LongTailLoss):
     use_sigmoid = False
     background_policies = ('keep_odds', 'objectness', float)
 
+    def __init__(self, *args: Any, tau: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tau = self._check_number('tau', tau, low=0)
+
+    @property
+    def prior_counts(self) -> Tensor:
+        """What the prior is proportional to, (C,); zero for unseen classes."""
+        return self.class_counts
+
     def columns(self, num_classes: int) -> tuple[int, ...]:
         if self.background == 'objectness':
             return num_classes + 2, num_classes
@@ -50,21 +63,38 @@ class BalancedSoftmaxLoss(LongTailLoss):
         labels: Tensor,
         ignore_index: int,
         element_weight: Tensor | None,
+        quality: Tensor | None = None,
     ) -> Tensor:
-        num_classes = self.num_classes
-        if logits.size(1) == num_classes + 2:
+        if logits.size(1) == self.num_classes + 2:
             return self._objectness_loss(logits, labels, ignore_index)
-        shift = softmax_shift(
-            self.class_counts, logits.size(1), self.background
-        )
         return shifted_softmax_cross_entropy(
-            logits, labels, self.tau * shift, ignore_index=ignore_index
+            logits, labels, self._shift(logits), ignore_index=ignore_index
+        )
+
+    def _shift(self, logits: Tensor) -> Tensor:
+        columns = logits.size(1)
+        if columns == self.num_classes + 2:
+            columns -= 2
+        return self.tau * softmax_shift(
+            self.prior_counts, columns, self.background
+        )
+
+    def _of_class(
+        self, logits: Tensor, labels: Tensor, ignore_index: int
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and labels that the shifted cross-entropy sees."""
+        num_classes = self.num_classes
+        if logits.size(1) != num_classes + 2:
+            return logits, labels
+        is_background = labels == num_classes
+        return (
+            logits[:, :num_classes],
+            labels.masked_fill(is_background, ignore_index),
         )
 
     def _objectness_loss(
         self, logits: Tensor, labels: Tensor, ignore_index: int
     ) -> Tensor:
-        num_classes = self.num_classes
         if labels.is_floating_point():
             raise ValueError(
                 self._say(
@@ -74,18 +104,17 @@ class BalancedSoftmaxLoss(LongTailLoss):
                     'soft labels do not say which rows are objects',
                 )
             )
-        ignored = labels == ignore_index
-        is_background = labels == num_classes
-        shift = softmax_shift(self.class_counts, num_classes)
+        num_classes = self.num_classes
+        shift = self._shift(logits)
         of_class = shifted_softmax_cross_entropy(
-            logits[:, :num_classes],
-            labels.masked_fill(is_background, ignore_index),
-            self.tau * shift,
+            *self._of_class(logits, labels, ignore_index),
+            shift,
             ignore_index=ignore_index,
         )
+        is_background = (labels == num_classes).long()
         of_object = shifted_softmax_cross_entropy(
             logits[:, num_classes:],
-            is_background.long().masked_fill(ignored, ignore_index),
+            is_background.masked_fill(labels == ignore_index, ignore_index),
             shift.new_zeros(2),
             ignore_index=ignore_index,
         )

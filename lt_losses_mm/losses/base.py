@@ -39,13 +39,16 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         class_counts (str | sequence): Training samples per class: a list, a
             file, the name of a benchmark (``'lvis_v1'``, ``'imagenet_lt'``,
             ...), or ``'auto'``, which counts the training data set before
-            training starts. Stored in the checkpoint.
+            training starts. Stored in the checkpoint. By default ``'auto'``
+            for losses with a prior; others need no counts, and use them, if
+            given, in plots only.
         count_unit (str, optional): ``'image'``, ``'instance'`` or
             ``'pixel'``; by default what the literature uses for the task, see
             ``docs/class_counts.md``.
-        tau (float): Strength of the correction, >= 0; 0 turns it off.
-        background (str | float): What the prior does to background rows of
-            a detection head, see :mod:`lt_losses_mm.priors.shift`.
+        background (str | float, optional): What becomes of background rows of
+            a detection head: one of the loss's ``background_policies``, the
+            first by default. For those of priors see
+            :mod:`lt_losses_mm.priors.shift`.
         loss_weight (float): Factor on the reduced loss.
         reduction (str): ``'mean'``, ``'sum'`` or ``'none'``. The mean is
             over rows (samples, RoIs, anchors, pixels), or the sum divided by
@@ -71,6 +74,8 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     """
 
     use_sigmoid: bool
+    # Whether the formula reads class_counts.
+    uses_counts: bool = True
     # ``float`` stands for a background prior given as a number.
     background_policies: tuple[str | type, ...] = (*BACKGROUND_POLICIES, float)
     class_counts: Tensor
@@ -86,10 +91,9 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     def __init__(
         self,
         num_classes: int | None = None,
-        class_counts: str | Sequence[float] | Tensor = 'auto',
+        class_counts: str | Sequence[float] | Tensor | None = None,
         count_unit: str | None = None,
-        tau: float = 1.0,
-        background: Background = 'keep_odds',
+        background: Background | None = None,
         loss_weight: float = 1.0,
         reduction: str = 'mean',
         ignore_index: int | None = None,
@@ -99,7 +103,6 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         use_sigmoid: bool | None = None,
     ) -> None:
         super().__init__()
-        self.tau = self._check_number('tau', tau, low=0)
         self.loss_weight = self._check_number('loss_weight', loss_weight)
         self.background = self._check_background(background)
         if reduction not in _REDUCTIONS:
@@ -150,10 +153,12 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             else self._check_class_weight(class_weight),
             persistent=False,
         )
+        if class_counts is None and self.uses_counts:
+            class_counts = 'auto'
         self.auto_counts = (
             isinstance(class_counts, str) and class_counts == 'auto'
         )
-        if not self.auto_counts:
+        if not self.auto_counts and class_counts is not None:
             self.set_class_counts(
                 load_class_counts(
                     class_counts, num_classes=num_classes, unit=count_unit
@@ -175,6 +180,15 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             return self._expected_classes
         raise AttributeError('num_classes is unknown until class_counts are')
 
+    def set_num_classes(self, num_classes: int, said_by: str = 'call') -> None:
+        """Tell the loss C, where neither its config nor its counts do.
+
+        Raises:
+            ValueError: The loss knows another number.
+        """
+        self._check_num_classes(num_classes, said_by)
+        self._expected_classes = num_classes
+
     def set_class_counts(self, class_counts: ClassCounts | Any) -> None:
         """Give the loss its class counts, in place of ``'auto'``.
 
@@ -188,7 +202,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 num_classes=self._expected_classes,
                 unit=self.count_unit,
             )
-        self._check_num_classes(class_counts.num_classes, 'class_counts')
+        self.set_num_classes(class_counts.num_classes, 'class_counts')
         self.class_counts = torch.tensor(
             class_counts.counts,
             dtype=torch.float32,
@@ -249,6 +263,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         labels: Tensor,
         ignore_index: int,
         element_weight: Tensor | None,
+        quality: Tensor | None = None,
     ) -> Tensor:
         """The formula.
 
@@ -259,10 +274,32 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 of the logits' shape. Background is label C.
             ignore_index (int): Index label of rows without a loss.
             element_weight (Tensor, optional): The logits' shape.
+            quality (Tensor, optional): Where the loss ``takes_quality`` and
+                the head passed (labels, quality): that of each row.
 
         Returns:
             Tensor: Loss per row, (N, d1, ...); 0 for ignored rows.
         """
+
+    def learn_from(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        weight: Tensor | None,
+        quality: Tensor | None = None,
+    ) -> None:
+        """See a batch that is trained on; for losses that keep statistics.
+
+        Called without gradient, after :meth:`row_loss`, with the same
+        arguments but for ``weight``: that of rows (N, 1, d1, ...), of rows
+        and classes (the logits' shape), or None.
+        """
+
+    # Whether, without rows of background, some class gets no negative at all.
+    needs_background = False
+    # Whether labels may come as a tuple (labels, quality), as GFL heads pass.
+    takes_quality = False
 
     @abstractmethod
     def columns(self, num_classes: int) -> tuple[int, ...]:
@@ -326,12 +363,16 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             ignore_index = self.ignore_index
         if ignore_index is None:
             ignore_index = -100 if cls_score.dim() == 2 else 255
+        quality = None
+        if isinstance(label, (tuple, list)) and self.takes_quality:
+            label, quality = label
         if not isinstance(label, Tensor):
             raise TypeError(
                 f'{type(self).__name__}: labels of type '
                 f'{type(label).__name__}, expected a tensor. Heads that '
                 'learn a quality with the class (GFL, RTMDet, TOOD, VFNet) '
-                'pass more than labels; they need a quality focal loss.'
+                'pass more than labels; they need a quality focal loss, such '
+                'as EqualizedQualityFocalLoss.'
             )
         label = self._check_input(cls_score, label, ignore_index)
 
@@ -343,18 +384,33 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         if class_weight is not None and soft:
             shape = (1, -1) + (1,) * (cls_score.dim() - 2)
             label = label * class_weight.to(label).view(shape)
-        rows = self.row_loss(cls_score, label, ignore_index, element_weight)
+        rows = self.row_loss(
+            cls_score, label, ignore_index, element_weight, quality
+        )
         counted = torch.ones_like(rows)
         if not soft:
             ignored = label == ignore_index
             if class_weight is not None:
                 # What mmseg divides by: the sum of the labels' weights.
                 counted = class_weight.to(rows)[label.masked_fill(ignored, 0)]
-                rows = rows * counted
+                row_weight = (
+                    counted if row_weight is None else counted * row_weight
+                )
             if self.avg_non_ignore or class_weight is not None:
                 counted = counted.masked_fill(ignored, 0)
         if row_weight is not None:
             rows = rows * row_weight.to(rows.dtype)
+        if self.training and torch.is_grad_enabled():
+            if row_weight is not None:
+                element_weight = row_weight.unsqueeze(1)
+            with torch.no_grad():
+                self.learn_from(
+                    cls_score.detach(),
+                    label,
+                    ignore_index,
+                    element_weight,
+                    quality,
+                )
 
         if reduction == 'none':
             return self.loss_weight * rows
@@ -371,13 +427,19 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     def _check_input(
         self, logits: Tensor, labels: Tensor, ignore_index: int
     ) -> Tensor:
-        if not self.class_counts.numel():
+        if self.uses_counts and not self.class_counts.numel():
             raise RuntimeError(
                 f"{type(self).__name__}: class_counts='auto' was not filled "
                 'before the first forward. A Runner does that by itself '
                 'before training (ClassPriorHook); in a loop of your own '
                 'call set_class_counts(...), or give class_counts as a list, '
                 'a file or the name of a benchmark.'
+            )
+        if not hasattr(self, 'num_classes'):
+            raise RuntimeError(
+                f'{type(self).__name__}: num_classes=None, expected the '
+                'number of classes before the first forward. A Runner takes '
+                'it from the head; in a loop of your own give num_classes.'
             )
         num_classes, columns = self.num_classes, logits.size(1)
         # Maps have no background column: one too many is a wrong count.
@@ -488,8 +550,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         Only RoI heads ask, so the call also tells the loss that its
         activation has to carry the background column.
         """
-        self._check_num_classes(num_classes, 'bbox_head.num_classes')
-        self._expected_classes = num_classes
+        self.set_num_classes(num_classes, 'bbox_head.num_classes')
         self._in_roi_head = True
         return self.columns(num_classes)[0]
 
@@ -560,8 +621,10 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         return float(value)
 
     @classmethod
-    def _check_background(cls, background: Background) -> Background:
+    def _check_background(cls, background: Background | None) -> Background:
         policies = cls.background_policies
+        if background is None:
+            return policies[0]
         if isinstance(background, str):
             if background in policies:
                 return background
@@ -628,7 +691,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     def extra_repr(self) -> str:
         return (
             f'num_classes={getattr(self, "num_classes", None)}, '
-            f'tau={self.tau}, background={self.background!r}, '
+            f'background={self.background!r}, '
             f'loss_weight={self.loss_weight}, '
             f'reduction={self.reduction!r}'
         )

@@ -8,7 +8,7 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 
-from ..priors import frequency_groups
+from ..priors import frequency_groups, frequency_thirds
 from ..registry import METRICS
 from .base import FrequencyMetric
 
@@ -147,16 +147,14 @@ class FrequencyGroupIoU(FrequencyMetric):
                 'holds. Give the label of the background class, or None.'
             )
         if self.thresholds is None:
-            order = np.argsort(-counts, kind='stable')
-            parts = np.array_split(order[order != self.background], 3)
-        else:
-            shot = frequency_groups(
-                counts, kind='shot', thresholds=self.thresholds
-            )
-            parts = [
-                shot[name][shot[name] != self.background]
-                for name in ('many', 'medium', 'few')
-            ]
+            return frequency_thirds(counts, without=self.background)
+        shot = frequency_groups(
+            counts, kind='shot', thresholds=self.thresholds
+        )
+        parts = [
+            shot[name][shot[name] != self.background]
+            for name in ('many', 'medium', 'few')
+        ]
         return dict(zip(('head', 'body', 'tail'), parts))
 
     def compute_metrics(self, results: list) -> dict[str, float]:

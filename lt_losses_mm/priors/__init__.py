@@ -7,6 +7,7 @@ from .counts import (
     UNITS,
     ClassCounts,
     frequency_groups,
+    frequency_thirds,
     load_class_counts,
 )
 from .draws import expected_draws, rebalanced_by
@@ -18,6 +19,7 @@ __all__ = [
     'count_dataset',
     'expected_draws',
     'frequency_groups',
+    'frequency_thirds',
     'load_class_counts',
     'rebalanced_by',
 ]

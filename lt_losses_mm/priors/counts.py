@@ -274,6 +274,28 @@ def frequency_groups(
     return {name: np.flatnonzero(mask) for name, mask in zip(names, masks)}
 
 
+def frequency_thirds(
+    counts: Sequence[float] | np.ndarray, without: int | None = None
+) -> dict[str, np.ndarray]:
+    """Cut the classes, by frequency, into three groups of equal size.
+
+    Args:
+        counts: Shape (C,). Equal counts are ordered by label.
+        without: A class that belongs to no group.
+
+    Returns:
+        ``head``, ``body`` and ``tail``: class indices, most frequent first;
+        the larger groups come first if C is not a multiple of 3.
+
+    Example:
+        >>> frequency_thirds([5, 90, 20])
+        {'head': array([1]), 'body': array([2]), 'tail': array([0])}
+    """
+    order = np.argsort(-np.asarray(counts), kind='stable')
+    parts = np.array_split(order[order != without], 3)
+    return dict(zip(('head', 'body', 'tail'), parts))
+
+
 def _as_vector(values: Any, source: str) -> np.ndarray:
     """A float64 copy of shape (C,), checked."""
     if hasattr(values, 'detach'):

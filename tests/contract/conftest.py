@@ -1,48 +1,206 @@
 """Every registered loss, found in the registry, is held to one contract.
 
-A test that asks for ``loss_type`` runs once for each registered loss; with
-``sigmoid_type`` or ``softmax_type`` once for each loss of that kind. A loss
-is covered from the day it is registered. One that needs constructor arguments
-of its own states them in ``ARGUMENTS``.
+A test that asks for ``loss_type`` runs once for each form of each registered
+loss; ``sigmoid_type``, ``softmax_type``, ``counting_type`` (the formula reads
+class counts), ``gradient_type`` (it reads accumulated gradients) and
+``tau_type`` narrow that down. ``policy`` is a pair of a form and one of its
+background policies, ``prior_policy`` those of priors of counts. A loss is covered from the day it is
+registered. One that needs constructor arguments of its own, or has a second
+form, states them in ``ARGUMENTS``; one that is not plain cross-entropy where
+it corrects nothing states so in ``NEUTRAL`` and ``PLAIN``.
+
+Losses with statistics are tested as they are in the middle of a training:
+with gradient ratios from 0 to 1.5, the rarer the class the lower.
 """
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from lt_losses_mm.losses import LongTailLoss
+from lt_losses_mm.losses import GradientDrivenLoss, LongTailLoss
 from lt_losses_mm.registry import MODELS
-
-ARGUMENTS = {}
 
 COUNTS = (500.0, 60.0, 9.0, 1.0, 30.0)
 
+ARGUMENTS = {
+    'EqualizationLoss': dict(threshold=50),
+    # gamma: rare classes are left out for certain, hence reproducibly.
+    'EqualizationLoss-softmax': dict(
+        threshold=50, use_sigmoid=False, gamma=1.0
+    ),
+}
 
-def registered_losses():
-    return {
-        name: cls
-        for name, cls in sorted(MODELS.module_dict.items())
-        if issubclass(cls, LongTailLoss)
-    }
+# What makes a loss its plain form; by default tau=0, or no statistics.
+NEUTRAL = {
+    'EqualizationLoss': dict(threshold=1),
+    'EqualizationLoss-softmax': dict(threshold=1),
+}
+
+
+def cross_entropy(logits, labels):
+    return F.cross_entropy(logits, labels, reduction='none')
+
+
+def binary_cross_entropy(logits, t):
+    return F.binary_cross_entropy_with_logits(logits, t, reduction='none')
+
+
+def focal(logits, t):
+    p = logits.sigmoid()
+    positive = -0.25 * (1 - p) ** 2 * F.logsigmoid(logits)
+    negative = -0.75 * p**2 * F.logsigmoid(-logits)
+    return t * positive + (1 - t) * negative
+
+
+def quality_focal(logits, t):
+    gap = (t - logits.sigmoid()).abs()
+    return gap**2 * binary_cross_entropy(logits, t)
+
+
+# The plain form; by default (binary) cross-entropy.
+PLAIN = {
+    'EqualizedFocalLoss': focal,
+    'EqualizedQualityFocalLoss': quality_focal,
+}
+
+
+class Form(NamedTuple):
+    """A registered loss, or one of its forms."""
+
+    type: str
+    cls: type
+    arguments: dict
+    use_sigmoid: bool
+    has_tau: bool
+
+    @property
+    def has_objectness(self):
+        return 'objectness' in self.cls.background_policies
+
+    @property
+    def counts(self):
+        """How the loss learns the number of classes."""
+        if self.cls.uses_counts:
+            return dict(class_counts=list(COUNTS))
+        return dict(num_classes=len(COUNTS))
+
+
+def forms():
+    found = {}
+    for type_, cls in sorted(MODELS.module_dict.items()):
+        if not issubclass(cls, LongTailLoss):
+            continue
+        names = [n for n in ARGUMENTS if n.split('-')[0] == type_] or [type_]
+        for name in names:
+            arguments = ARGUMENTS.get(name, {})
+            example = cls(num_classes=2, **arguments)
+            found[name] = Form(
+                type_,
+                cls,
+                arguments,
+                example.use_sigmoid,
+                hasattr(example, 'tau'),
+            )
+    return found
+
+
+FORMS = forms()
 
 
 def pytest_generate_tests(metafunc):
-    losses = registered_losses()
     kinds = dict(
-        loss_type=losses,
-        sigmoid_type=[n for n, c in losses.items() if c.use_sigmoid],
-        softmax_type=[n for n, c in losses.items() if not c.use_sigmoid],
+        loss_type=lambda form: True,
+        sigmoid_type=lambda form: form.use_sigmoid,
+        softmax_type=lambda form: not form.use_sigmoid,
+        counting_type=lambda form: form.cls.uses_counts,
+        gradient_type=lambda form: issubclass(form.cls, GradientDrivenLoss),
+        tau_type=lambda form: form.has_tau,
+        softmax_with_objectness=lambda form: (
+            not form.use_sigmoid and form.has_objectness
+        ),
+        sigmoid_with_objectness=lambda form: (
+            form.use_sigmoid and form.has_objectness
+        ),
     )
-    for argument, names in kinds.items():
+    for argument, belongs in kinds.items():
         if argument in metafunc.fixturenames:
-            metafunc.parametrize(argument, list(names))
-    if 'policy' in metafunc.fixturenames:
-        # ``float`` stands for a background prior given as a number.
+            metafunc.parametrize(
+                argument, [n for n, form in FORMS.items() if belongs(form)]
+            )
+    # ``float`` stands for a background prior given as a number.
+    policies = [
+        (name, 0.9 if policy is float else policy)
+        for name, form in FORMS.items()
+        for policy in form.cls.background_policies
+    ]
+    of_priors = [
+        (name, policy)
+        for name, policy in policies
+        if FORMS[name].has_tau and FORMS[name].cls.uses_counts
+    ]
+    for argument, pairs in (('policy', policies), ('prior_policy', of_priors)):
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(
+                argument, pairs, ids=lambda p: f'{p[0]}-{p[1]}'
+            )
+    if 'strength' in metafunc.fixturenames:
         pairs = [
-            (name, 0.9 if policy is float else policy)
-            for name, cls in losses.items()
-            for policy in cls.background_policies
+            (name, strength)
+            for name, form in FORMS.items()
+            for strength in (
+                [dict(tau=0.0), dict(tau=1.0), dict(tau=1.5)]
+                if form.has_tau
+                else [{}]
+            )
         ]
-        metafunc.parametrize('policy', pairs, ids=lambda p: f'{p[0]}-{p[1]}')
+        metafunc.parametrize(
+            'strength', pairs, ids=lambda p: f'{p[0]}-{p[1].get("tau")}'
+        )
+
+
+def set_midway(module, counts=None):
+    """Statistics of a training halfway, as the counts would bring them about.
+
+    Args:
+        counts (sequence, optional): By default those that the loss was given
+            for its plots, or ``COUNTS``. Losses that do not know their
+            classes yet have none.
+    """
+    for loss in module.modules():
+        if not isinstance(loss, GradientDrivenLoss):
+            continue
+        classes = loss.pos_grad.numel()
+        if not classes:
+            continue
+        n = counts
+        if n is None:
+            n = loss.class_counts.tolist()
+            n = n or list(itertools.islice(itertools.cycle(COUNTS), classes))
+        n = torch.tensor(n, dtype=torch.float64)
+        ratio = 1.5 * n.log1p() / n.max().log1p()
+        loss.pos_grad.copy_(n)
+        loss.neg_grad.copy_(torch.where(n > 0, n / ratio, 1.0))
+        loss.pos_count.copy_(2 * n)
+    return module
+
+
+def of_losses(module):
+    """What the losses of a module have observed since the last commit."""
+    found = []
+    for loss in module.modules():
+        if isinstance(loss, GradientDrivenLoss):
+            clone = copy.deepcopy(loss)
+            for statistic in clone.statistics.values():
+                statistic.zero_()
+            clone.commit()
+            found.append(clone.statistics)
+    return found
 
 
 @pytest.fixture
@@ -51,14 +209,24 @@ def counts():
 
 
 @pytest.fixture
+def form():
+    return FORMS.__getitem__
+
+
+@pytest.fixture
 def cfg():
     """Config of a registered loss, as a user would write it."""
 
     def make(name, **kwargs):
+        form = FORMS[name]
+        known = form.counts
+        # Given counts, no loss needs the number of classes.
+        if 'class_counts' in kwargs and not form.cls.uses_counts:
+            known = {}
         return {
-            'type': f'lt_losses_mm.{name}',
-            'class_counts': list(COUNTS),
-            **ARGUMENTS.get(name, {}),
+            'type': f'lt_losses_mm.{form.type}',
+            **known,
+            **form.arguments,
             **kwargs,
         }
 
@@ -66,31 +234,108 @@ def cfg():
 
 
 @pytest.fixture
-def build(cfg):
+def neutral_cfg(cfg):
+    """Config of a loss that is its plain form until it is trained."""
 
     def make(name, **kwargs):
-        return MODELS.build(cfg(name, **kwargs))
+        nothing = dict(tau=0) if FORMS[name].has_tau else {}
+        return cfg(name, **{**NEUTRAL.get(name, nothing), **kwargs})
 
     return make
 
 
 @pytest.fixture
+def midway():
+    return set_midway
+
+
+@pytest.fixture
+def build(cfg):
+    """A loss in the middle of a training."""
+
+    def make(name, **kwargs):
+        return set_midway(MODELS.build(cfg(name, **kwargs)))
+
+    return make
+
+
+@pytest.fixture
+def neutral(neutral_cfg):
+    """A loss that is its plain form."""
+
+    def make(name, **kwargs):
+        return MODELS.build(neutral_cfg(name, **kwargs))
+
+    return make
+
+
+@pytest.fixture
+def with_columns(build):
+    """A loss for each number of logit columns that it serves."""
+
+    def make(name, **kwargs):
+        found = [
+            (build(name, **kwargs), columns)
+            for columns in build(name, **kwargs).columns(len(COUNTS))
+        ]
+        in_roi_head = build(name, **kwargs)
+        columns = in_roi_head.get_cls_channels(len(COUNTS))
+        return [*found, (in_roi_head, columns)]
+
+    return make
+
+
+@pytest.fixture
+def settings(cfg):
+    """Configs that differ in all that must not reach a prediction.
+
+    The heads that are built of them go through ``midway``.
+    """
+
+    def make(name, **kwargs):
+        strengths = [{}]
+        if FORMS[name].has_tau:
+            strengths = [dict(tau=tau) for tau in (0, 1, 3.0)]
+        return [
+            cfg(name, class_counts=list(counts), **strength, **kwargs)
+            for counts in (COUNTS, COUNTS[::-1], [1.0] * len(COUNTS))
+            for strength in strengths
+        ]
+
+    return make
+
+
+@pytest.fixture
+def observed():
+    """Pending sums of each loss with statistics in a module."""
+    return of_losses
+
+
+def plain_function(name):
+    default = (
+        binary_cross_entropy if FORMS[name].use_sigmoid else cross_entropy
+    )
+    return PLAIN.get(name, default)
+
+
+@pytest.fixture
+def plain_form():
+    """Name of the plain form of a loss."""
+    return lambda name: plain_function(name).__name__
+
+
+@pytest.fixture
 def plain():
-    """The unweighted row loss that a loss is at tau=0."""
+    """The row loss of the plain form, from its formula."""
 
     def rows(name, logits, labels):
-        cls = registered_losses()[name]
-        if not cls.use_sigmoid:
-            return torch.nn.functional.cross_entropy(
-                logits, labels, reduction='none'
-            )
+        function = plain_function(name)
+        if function is cross_entropy:
+            return cross_entropy(logits, labels)
         if not labels.is_floating_point():
-            labels = torch.nn.functional.one_hot(labels, logits.size(1) + 1)[
-                ..., :-1
-            ].movedim(-1, 1)
-        return torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, labels.to(logits), reduction='none'
-        ).sum(1)
+            labels = F.one_hot(labels, logits.size(1) + 1)[..., :-1]
+            labels = labels.movedim(-1, 1)
+        return function(logits, labels.to(logits)).sum(1)
 
     return rows
 

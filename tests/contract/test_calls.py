@@ -99,6 +99,70 @@ def test_rows_without_weight_have_no_gradient(loss_type, build, rows):
     assert (logits.grad[1::2].abs().sum(1) > 0).all()
 
 
+@pytest.mark.parametrize('size', [(), (2, 3)], ids=str)
+def test_rows_that_are_left_out_are_not_observed(
+    gradient_type, build, rows, observed, size
+):
+    """By weight 0 or by label: as if they were not there."""
+    logits, labels = rows(size=size)
+    alone = build(gradient_type)
+    alone(logits[1::2], labels[1::2])
+    weight = torch.ones(labels.shape)
+    weight[::2] = 0
+    weighted = build(gradient_type)
+    weighted(logits, labels, weight)
+    labels[::2] = 255
+    ignoring = build(gradient_type)
+    ignoring(logits, labels, ignore_index=255)
+    (expected,) = observed(alone)
+    assert all(sums.sum() > 0 for sums in expected.values())
+    for loss in (weighted, ignoring):
+        assert_close(observed(loss), [expected])
+
+
+def test_statistics_are_blind_to_the_reduction(
+    gradient_type, build, rows, observed
+):
+    """Neither the divisor nor loss_weight, but weights of rows."""
+    logits, labels = rows()
+    loss = build(gradient_type)
+    loss(logits, labels)
+    (expected,) = observed(loss)
+    for arguments, call in (
+        (dict(loss_weight=0.1), {}),
+        (dict(reduction='sum'), {}),
+        ({}, dict(avg_factor=7.0)),
+        ({}, dict(reduction_override='none')),
+    ):
+        other = build(gradient_type, **arguments)
+        other(logits, labels, **call)
+        assert_close(observed(other), [expected])
+    twice = build(gradient_type)
+    twice(logits, labels, torch.full((12,), 2.0))
+    (sums,) = observed(twice)
+    for name in ('pos_grad', 'neg_grad'):
+        assert_close(sums[name], 2 * expected[name])
+    assert_close(sums['pos_count'], expected['pos_count'])
+    assert_close(expected['pos_count'], labels.bincount(minlength=5).double())
+
+
+def test_statistics_wait_for_the_commit(gradient_type, build, rows, observed):
+    """Two calls between steps see one ratio, and add up."""
+    logits, labels = rows()
+    loss = build(gradient_type)
+    before = {k: v.clone() for k, v in loss.statistics.items()}
+    first = loss(logits, labels)
+    assert_close(loss(logits, labels), first, rtol=0, atol=0)
+    assert_close(loss.statistics, before, rtol=0, atol=0)
+    (sums,) = observed(loss)
+    loss.commit()
+    for name, statistic in loss.statistics.items():
+        assert_close(statistic, before[name] + sums[name])
+    (nothing,) = observed(loss)
+    assert not any(sums.any() for sums in nothing.values())
+    assert not loss(logits, labels).equal(first)
+
+
 def test_weight_per_element(sigmoid_type, build, rows):
     logits, labels = rows()
     loss = build(sigmoid_type)
@@ -281,13 +345,37 @@ def test_gradient_flows_through_logits_only(loss_type, build, rows):
         assert_close(now.detach(), then, rtol=0, atol=0)
 
 
-def test_no_grad_pass_changes_nothing(loss_type, build, rows):
+def test_no_grad_pass_changes_nothing(loss_type, build, rows, observed):
     """Hard-example samplers look at the loss before it is used."""
     logits, labels = rows()
     loss, untouched = build(loss_type), build(loss_type)
     with torch.no_grad():
         loss(logits, labels, reduction_override='none')
+    assert_close(observed(loss), observed(untouched), rtol=0, atol=0)
     assert_close(loss(logits, labels), untouched(logits, labels))
+    assert_close(observed(loss), observed(untouched), rtol=0, atol=0)
+
+
+def test_eval_mode_observes_nothing(gradient_type, build, rows, observed):
+    loss = build(gradient_type).eval()
+    loss(*rows())
+    (sums,) = observed(loss)
+    assert not any(s.any() for s in sums.values())
+
+
+def test_nothing_to_learn_from_is_not_observed(
+    gradient_type, build, rows, observed
+):
+    """A rank without RoIs commits zeros, and warns of nothing."""
+    for n in (0, 4):
+        logits, labels = rows(n=n)
+        loss = build(gradient_type)
+        loss(logits, labels, torch.zeros(n))
+        (sums,) = observed(loss)
+        assert not any(s.any() for s in sums.values())
+        before = {k: v.clone() for k, v in loss.statistics.items()}
+        loss.commit()
+        assert_close(loss.statistics, before, rtol=0, atol=0)
 
 
 def test_eval_mode_computes_the_same(loss_type, build, rows):

@@ -30,11 +30,11 @@ def test_a_missing_file(loss_type, build):
         build(loss_type, class_counts='no/such.json')
 
 
-def test_counts_and_num_classes_disagree(loss_type, build):
+def test_counts_and_num_classes_disagree(loss_type, build, counts):
     with pytest.raises(ValueError, match='5 counts.*num_classes=7.*Fix'):
-        build(loss_type, num_classes=7)
+        build(loss_type, class_counts=counts, num_classes=7)
     with pytest.raises(ValueError, match='num_classes=4.*Fix.*background'):
-        build(loss_type, num_classes=4)
+        build(loss_type, class_counts=counts, num_classes=4)
     loss = build(loss_type, class_counts='auto', num_classes=7)
     with pytest.raises(ValueError, match='num_classes=7'):
         loss.set_class_counts([1, 2])
@@ -95,29 +95,79 @@ def test_float_index_labels(loss_type, build):
 @pytest.mark.parametrize(
     'key, value, expected',
     [
-        ('tau', -1, '>= 0'),
-        ('tau', 'high', 'number'),
-        ('tau', float('nan'), 'finite'),
-        ('tau', True, 'number'),
         ('loss_weight', None, 'number'),
         ('reduction', 'average', "'mean'"),
-        ('background', 'none', "'keep_odds'"),
-        ('background', 1.5, r'\(0, 1\)'),
-        ('background', 1, r'\(0, 1\)'),
         ('num_classes', 0, 'int >= 1'),
         ('num_classes', '5', 'int >= 1'),
         ('loss_name', 'balanced', 'loss_'),
         ('count_unit', 'boxes', 'instance'),
     ],
 )
-def test_options(loss_type, build, key, value, expected):
+def test_options(loss_type, build, counts, key, value, expected):
     with pytest.raises(ValueError, match=f'{key}=.*{value}.*{expected}'):
-        build(loss_type, **{key: value})
+        build(loss_type, class_counts=counts, **{key: value})
 
 
-def test_use_sigmoid_of_another_loss(loss_type, build):
+@pytest.mark.parametrize(
+    'value, expected',
+    [(-1, '>= 0'), ('high', 'number'), (float('nan'), 'finite')]
+    + [(True, 'number')],
+)
+def test_tau(tau_type, build, value, expected):
+    with pytest.raises(ValueError, match=f'tau=.*{value}.*{expected}'):
+        build(tau_type, tau=value)
+
+
+@pytest.mark.parametrize('value', [0, -0.1, 1.5, 'slow', float('nan')])
+def test_decay(gradient_type, build, value):
+    with pytest.raises(ValueError, match=f'decay=.*{value}.*number'):
+        build(gradient_type, decay=value)
+
+
+@pytest.mark.parametrize('value', [0, 1, -0.1, '0.01', float('nan')])
+def test_bias_prior(sigmoid_type, build, value):
+    with pytest.raises(ValueError, match=f'bias_prior=.*{value}.*expected'):
+        build(sigmoid_type, bias_prior=value)
+
+
+@pytest.mark.parametrize('value', ['none', 1.5, 1, True])
+def test_background(loss_type, form, build, value):
+    policies = form(loss_type).cls.background_policies
+    expected = f'one of .*{policies[0]!r}'
+    if float in policies:
+        expected += r'.*\(0, 1\)'
+    with pytest.raises(ValueError, match=f'background=.*{value}.*{expected}'):
+        build(loss_type, background=value)
+
+
+def test_a_policy_of_another_loss(loss_type, form, build):
+    known = form(loss_type).cls.background_policies
+    for policy in {
+        'keep_odds',
+        'objectness',
+        'foreground_rows',
+        'negatives',
+    } - set(known):
+        with pytest.raises(ValueError, match=f"background='{policy}'.*one of"):
+            build(loss_type, background=policy)
+    if float not in known:
+        with pytest.raises(ValueError, match=r'background=0\.9.*one of'):
+            build(loss_type, background=0.9)
+
+
+def test_without_background_it_is_the_first_policy(loss_type, form, build):
+    (first, *_) = form(loss_type).cls.background_policies
+    assert build(loss_type).background == first
+
+
+def test_use_sigmoid_of_another_loss(loss_type, form, build):
     loss = build(loss_type)
     build(loss_type, use_sigmoid=loss.use_sigmoid)
+    if form(loss_type).type == 'EqualizationLoss':
+        # The key chooses between its two forms.
+        other = build(loss_type, use_sigmoid=not loss.use_sigmoid)
+        assert other.use_sigmoid != loss.use_sigmoid
+        return
     with pytest.raises(ValueError, match='use_sigmoid=.*remove the key'):
         build(loss_type, use_sigmoid=not loss.use_sigmoid)
 
@@ -139,3 +189,32 @@ def test_class_weight_of_another_length(softmax_type, build, rows, length):
         build(softmax_type, class_weight=[1.0] * length)(
             *rows(columns=6, labels=6)
         )
+
+
+def test_labels_with_a_quality(loss_type, form, build):
+    """Only quality focal losses know what it is."""
+    logits, labels = torch.zeros(2, 5), torch.tensor([0, 5])
+    pair = labels, torch.tensor([0.5, 0.0])
+    loss = build(loss_type)
+    if form(loss_type).cls.takes_quality:
+        assert loss(logits, pair).isfinite()
+        return
+    with pytest.raises(
+        TypeError, match='labels of type tuple.*EqualizedQualityFocalLoss'
+    ):
+        loss(logits, pair)
+
+
+@pytest.mark.parametrize('size', [(), (2, 2)], ids=str)
+def test_number_of_classes_never_told(gradient_type, build, size):
+    loss = build(gradient_type, num_classes=None)
+    assert not hasattr(loss, 'num_classes')
+    labels = torch.zeros(2, *size, dtype=torch.long)
+    with pytest.raises(
+        RuntimeError, match='num_classes=None.*head.*give num_classes'
+    ):
+        loss(torch.zeros(2, 5, *size), labels)
+    loss.set_num_classes(5)
+    assert loss(torch.zeros(2, 5, *size), labels) > 0
+    with pytest.raises(ValueError, match='num_classes=5.*expected 4'):
+        loss.set_num_classes(4)

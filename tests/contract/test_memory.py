@@ -26,7 +26,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_maps_need_no_one_hot(loss_type, build, dtype):
+def test_maps_need_no_one_hot(loss_type, form, build, dtype):
     classes, pixels = 150, 2 * 16 * 16
     loss = build(loss_type, class_counts=range(1, classes + 1))
     logits = torch.randn(2, classes, 16, 16, dtype=dtype, requires_grad=True)
@@ -35,7 +35,9 @@ def test_maps_need_no_one_hot(loss_type, build, dtype):
     with Largest() as largest:
         loss(logits, labels, torch.rand(2, 16, 16)).backward()
     assert largest.elements == logits.numel()
-    assert largest.integers <= pixels
+    if form(loss_type).arguments.get('gamma') != 1.0:
+        # The softmax form of EQL draws for each element.
+        assert largest.integers <= pixels
 
 
 def test_many_classes_need_no_square(loss_type, build):
@@ -47,15 +49,16 @@ def test_many_classes_need_no_square(loss_type, build):
     assert largest.elements == logits.numel()
 
 
-def test_compiles_without_graph_breaks(loss_type, build, rows):
+def test_compiles_without_graph_breaks(loss_type, build, rows, observed):
     logits, labels = rows(n=4)
     torch._dynamo.reset()
     for size, args in (((), dict(avg_factor=3.0)), ((2, 3), {})):
         logits, labels = rows(n=4, size=size)
-        loss = build(loss_type)
+        loss, traced = build(loss_type), build(loss_type)
         weight = torch.rand(labels.shape)
-        compiled = torch.compile(loss, backend='eager', fullgraph=True)
+        compiled = torch.compile(traced, backend='eager', fullgraph=True)
         torch.testing.assert_close(
             compiled(logits, labels, weight, **args),
             loss(logits, labels, weight, **args),
         )
+        torch.testing.assert_close(observed(traced), observed(loss))

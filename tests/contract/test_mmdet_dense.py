@@ -1,5 +1,7 @@
 """Through mmdet's dense and DETR-type heads."""
 
+import copy
+
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -23,7 +25,7 @@ TEST_CFG = ConfigDict(
     nms=dict(type='nms', iou_threshold=0.6),
     max_per_img=100,
 )
-ANCHORS = dict(type='AnchorGenerator', ratios=[1.0], scales=[2.0], strides=[8])
+ANCHORS = dict(type='AnchorGenerator', ratios=[1.0], scales=[2.0])
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +33,11 @@ def seed():
     torch.manual_seed(0)
 
 
-def dense_head(kind, loss_cls, **kwargs):
+def dense_head(kind, loss_cls, strides=(8,)):
+    anchors = dict(ANCHORS, strides=list(strides))
     specific = dict(
         RetinaHead=dict(
-            anchor_generator=dict(ANCHORS, ratios=[0.5, 1.0, 2.0]),
+            anchor_generator=dict(anchors, ratios=[0.5, 1.0, 2.0]),
             train_cfg=dict(
                 assigner=dict(
                     type='MaxIoUAssigner',
@@ -50,7 +53,8 @@ def dense_head(kind, loss_cls, **kwargs):
         ),
         ATSSHead=dict(
             norm_cfg=None,
-            anchor_generator=ANCHORS,
+            anchor_generator=anchors,
+            loss_bbox=dict(type='GIoULoss'),
             train_cfg=dict(
                 assigner=dict(type='ATSSAssigner', topk=4),
                 allowed_border=-1,
@@ -58,7 +62,7 @@ def dense_head(kind, loss_cls, **kwargs):
                 debug=False,
             ),
         ),
-        FCOSHead=dict(norm_cfg=None, strides=[8], regress_ranges=((-1, 1e8),)),
+        FCOSHead=dict(norm_cfg=None, strides=strides, regress_ranges=((-1, 1e8),)),
     )
     return MODELS.build(
         ConfigDict(
@@ -70,7 +74,6 @@ def dense_head(kind, loss_cls, **kwargs):
             loss_cls=loss_cls,
             test_cfg=TEST_CFG,
             **specific[kind],
-            **kwargs,
         )
     )
 
@@ -101,8 +104,8 @@ HEADS = ['RetinaHead', 'ATSSHead', 'FCOSHead']
 
 
 @pytest.mark.parametrize('kind', HEADS)
-def test_sigmoid(sigmoid_type, cfg, kind):
-    head = dense_head(kind, cfg(sigmoid_type, use_sigmoid=True))
+def test_sigmoid(sigmoid_type, cfg, midway, kind):
+    head = midway(dense_head(kind, cfg(sigmoid_type, use_sigmoid=True)))
     assert head.cls_out_channels == C
     features = (torch.randn(1, 4, 4, 4),)
     for instances in (objects(), objects(())):
@@ -123,8 +126,8 @@ def test_sigmoid(sigmoid_type, cfg, kind):
 
 
 @pytest.mark.parametrize('kind', HEADS)
-def test_softmax(softmax_type, cfg, kind):
-    head = dense_head(kind, cfg(softmax_type, use_sigmoid=False))
+def test_softmax(softmax_type, cfg, midway, kind):
+    head = midway(dense_head(kind, cfg(softmax_type, use_sigmoid=False)))
     assert head.cls_out_channels == C + 1
     features = (torch.randn(1, 4, 4, 4),)
     for instances in (objects(), objects(())):
@@ -137,15 +140,26 @@ def test_softmax(softmax_type, cfg, kind):
     assert found.labels.max() < C and found.scores.isfinite().all()
 
 
+OWN = dict(
+    cross_entropy=dict(type='CrossEntropyLoss', use_sigmoid=False),
+    binary_cross_entropy=dict(type='CrossEntropyLoss', use_sigmoid=True),
+    focal=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25),
+    # With a quality of 1 and no alpha.
+    quality_focal=dict(
+        type='FocalLoss', use_sigmoid=True, alpha=0.5, loss_weight=2.0
+    ),
+)
+
+
 @pytest.mark.parametrize('kind', HEADS)
-def test_tau_zero_is_mmdets_own_loss(loss_type, build, cfg, kind):
-    sigmoid = build(loss_type).use_sigmoid
+def test_neutral_is_mmdets_own_loss(
+    loss_type, form, neutral_cfg, plain_form, kind
+):
+    sigmoid = form(loss_type).use_sigmoid
     torch.manual_seed(0)
-    ours = dense_head(kind, cfg(loss_type, tau=0, use_sigmoid=sigmoid))
+    ours = dense_head(kind, neutral_cfg(loss_type, use_sigmoid=sigmoid))
     torch.manual_seed(0)
-    theirs = dense_head(
-        kind, dict(type='CrossEntropyLoss', use_sigmoid=sigmoid)
-    )
+    theirs = dense_head(kind, OWN[plain_form(loss_type)])
     theirs.load_state_dict(ours.state_dict(), strict=False)
     features = (torch.randn(1, 4, 4, 4),)
     losses = [dense_loss(head, features)[1] for head in (ours, theirs)]
@@ -153,15 +167,15 @@ def test_tau_zero_is_mmdets_own_loss(loss_type, build, cfg, kind):
 
 
 @pytest.mark.parametrize('kind', HEADS)
-def test_predictions_are_those_of_mmdet(policy, build, cfg, kind):
+def test_predictions_are_those_of_mmdet(policy, form, cfg, midway, kind):
     """Same logits, same scores: no prior, no shifted column."""
     name, background = policy
-    if background in ('objectness',):
+    if background == 'objectness' and name != 'SigmoidEqualizationLoss':
         pytest.skip('needs a head that asks the loss for its channels')
-    sigmoid = build(name).use_sigmoid
-    ours = dense_head(
-        kind, cfg(name, background=background, tau=2.0, use_sigmoid=sigmoid)
-    )
+    sigmoid = form(name).use_sigmoid
+    strength = dict(tau=2.0) if form(name).has_tau else {}
+    config = cfg(name, background=background, use_sigmoid=sigmoid, **strength)
+    ours = midway(dense_head(kind, config))
     theirs = dense_head(
         kind, dict(type='CrossEntropyLoss', use_sigmoid=sigmoid)
     )
@@ -187,19 +201,69 @@ def test_a_forgotten_use_sigmoid_is_an_error(sigmoid_type, cfg, kind):
 
 
 @pytest.mark.parametrize('kind', HEADS)
-def test_objectness_is_an_error(softmax_type, cfg, kind):
-    head = dense_head(kind, cfg(softmax_type, background='objectness'))
+def test_objectness_is_an_error(softmax_with_objectness, cfg, kind):
+    head = dense_head(
+        kind, cfg(softmax_with_objectness, background='objectness')
+    )
     with pytest.raises(ValueError, match="got 6.*'objectness' in RoI heads"):
         dense_loss(head, (torch.randn(1, 4, 4, 4),))
 
 
-def test_objectness_of_a_sigmoid_is_an_error(sigmoid_type, cfg):
+def test_objectness_of_a_sigmoid_is_an_error(sigmoid_with_objectness, cfg):
+    """But for the loss that has a form for each kind of head."""
     head = dense_head(
         'RetinaHead',
-        cfg(sigmoid_type, background='objectness', use_sigmoid=True),
+        cfg(
+            sigmoid_with_objectness, background='objectness', use_sigmoid=True
+        ),
     )
+    if sigmoid_with_objectness == 'SigmoidEqualizationLoss':
+        assert head.cls_out_channels == C
+        dense_loss(head, (torch.randn(1, 4, 4, 4),))
+        return
     with pytest.raises(ValueError, match="got 5.*'objectness' in RoI heads"):
         dense_loss(head, (torch.randn(1, 4, 4, 4),))
+
+
+# ------------------------------------------------------------------ levels
+@pytest.mark.parametrize('kind', ['RetinaHead', 'ATSSHead'])
+def test_levels_share_one_state(
+    gradient_type, form, cfg, midway, observed, kind
+):
+    """Five calls, one ratio, one sum to commit; RetinaNet's usual levels."""
+    config = cfg(gradient_type, use_sigmoid=form(gradient_type).use_sigmoid)
+    strides = [8, 16, 32, 64, 128]
+    head = midway(dense_head(kind, config, strides=strides))
+    loss, calls = head.loss_cls, []
+
+    def keep(module, args, kwargs, out):
+        weight = kwargs.get('weight', args[2] if len(args) > 2 else None)
+        calls.append((*args[:2], weight, module.ratio.clone()))
+
+    hook = loss.register_forward_hook(keep, with_kwargs=True)
+    features = [torch.randn(1, 4, n, n) for n in (16, 8, 4, 2, 1)]
+    instances = [
+        InstanceData(
+            bboxes=torch.tensor([[2.0, 2, 18, 18], [20, 20, 110, 110]]),
+            labels=torch.tensor([0, 4]),
+        )
+    ]
+    meta = dict(META, img_shape=(128, 128), pad_shape=(128, 128))
+    outs = head(features)
+    total(head.loss_by_feat(*outs, instances, [meta])).backward()
+    hook.remove()
+    assert len(calls) == 5
+    assert all(ratio.equal(loss.ratio) for *_, ratio in calls)
+
+    scores, labels, weight, _ = (torch.cat(x) for x in zip(*calls))
+    at_once = copy.deepcopy(loss)
+    at_once.discard_pending()
+    at_once(scores.detach().requires_grad_(), labels, weight)
+    assert_close(observed(at_once), observed(loss), rtol=1e-4, atol=1e-5)
+    (sums,) = observed(loss)
+    counted = labels[weight > 0].bincount(minlength=C + 1)[:C]
+    assert sums['pos_count'].tolist() == counted.tolist()
+    assert counted.sum() > 0 and (weight == 0).any() == (kind == 'RetinaHead')
 
 
 # ------------------------------------------------------------------- DETR

@@ -1,10 +1,14 @@
 """Through mmdet's RoI heads: whole ``loss`` and ``predict``."""
 
+import copy
+
 import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch.testing import assert_close
+
+from lt_losses_mm import commit_statistics
 
 pytest.importorskip('mmdet')
 from mmdet.registry import MODELS
@@ -60,9 +64,9 @@ LABELS = torch.tensor([0, 1, 2, 3, 4, 4, 5, 5, 5])
 @pytest.mark.parametrize(
     'kind', ['BBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead']
 )
-def test_loss(policy, cfg, kind):
+def test_loss(policy, cfg, midway, kind):
     name, background = policy
-    head = bbox_head(cfg(name, background=background), kind)
+    head = midway(bbox_head(cfg(name, background=background), kind))
     head.init_weights()
     features = torch.randn(9, 4, 7, 7)
     scores, boxes = head(features)
@@ -82,18 +86,19 @@ def test_loss(policy, cfg, kind):
     assert_close(none['loss_cls'].mean(), losses['loss_cls'])
 
 
-def test_padded_rois_do_not_count(loss_type, cfg):
-    head = bbox_head(cfg(loss_type))
+def test_padded_rois_do_not_count(loss_type, cfg, midway, observed):
+    head, other = (midway(bbox_head(cfg(loss_type))) for _ in range(2))
     scores = torch.randn(9, head.fc_cls.out_features)
     weights = (LABELS != 4).float()
     padded = head.loss(scores, None, *targets(head, LABELS, weights))
     kept = LABELS != 4
-    alone = head.loss(scores[kept], None, *targets(head, LABELS[kept]))
+    alone = other.loss(scores[kept], None, *targets(head, LABELS[kept]))
     assert_close(padded['loss_cls'], alone['loss_cls'])
+    assert_close(observed(head), observed(other))
 
 
-def test_tau_zero_is_mmdets_own_loss(softmax_type, cfg):
-    ours = bbox_head(cfg(softmax_type, tau=0))
+def test_neutral_is_mmdets_own_loss(softmax_type, neutral_cfg):
+    ours = bbox_head(neutral_cfg(softmax_type))
     theirs = bbox_head(dict(type='CrossEntropyLoss'))
     scores = torch.randn(9, C + 1)
     weights = torch.tensor([1.0, 1, 0, 1, 1, 1, 0, 1, 1])
@@ -103,6 +108,66 @@ def test_tau_zero_is_mmdets_own_loss(softmax_type, cfg):
     )
     assert_close(a['loss_cls'], b['loss_cls'])
     assert_close(a['acc'].float(), b['acc'].float())
+
+
+def test_neutral_is_the_plain_loss(sigmoid_type, neutral_cfg, plain):
+    """Mmdet's own sigmoid losses do not fit its RoI heads."""
+    head = bbox_head(neutral_cfg(sigmoid_type))
+    scores = torch.randn(9, head.fc_cls.out_features)
+    losses = head.loss(scores, None, *targets(head, LABELS))
+    assert_close(
+        losses['loss_cls'], plain(sigmoid_type, scores, LABELS).mean()
+    )
+
+
+def test_the_head_tells_the_number_of_classes(gradient_type, cfg):
+    """No counts, no number in the config, no Runner."""
+    head = bbox_head(cfg(gradient_type, num_classes=None))
+    assert head.loss_cls.num_classes == C
+    scores = torch.randn(9, head.fc_cls.out_features)
+    assert head.loss(scores, None, *targets(head, LABELS))['loss_cls'] > 0
+    head.loss_cls.commit()
+    assert head.loss_cls.pos_count.tolist() == [1, 1, 1, 1, 2]
+    with pytest.raises(
+        ValueError, match='num_classes=3.*5.*bbox_head.num_classes'
+    ):
+        bbox_head(cfg(gradient_type, num_classes=3))
+
+
+def test_no_rois(gradient_type, cfg, midway):
+    """The head then leaves out the call; the commit has nothing to add."""
+    head = midway(bbox_head(cfg(gradient_type)))
+    before = {k: v.clone() for k, v in head.loss_cls.statistics.items()}
+    none = torch.zeros(0).long()
+    losses = head.loss(
+        torch.zeros(0, head.fc_cls.out_features), None, *targets(head, none)
+    )
+    assert 'loss_cls' not in losses
+    commit_statistics(head)
+    assert_close(head.loss_cls.statistics, before, rtol=0, atol=0)
+
+
+def test_objectness_of_sigmoid_eql(cfg):
+    """EQLv2: C + 1 classifiers in RoI heads, and their product at test."""
+    head = bbox_head(cfg('SigmoidEqualizationLoss'))
+    assert head.fc_cls.out_features == C + 1
+    scores = torch.randn(8, C + 1)
+    p = scores.sigmoid()
+    activation = head.loss_cls.get_activation(scores)
+    assert_close(activation[:, :C], p[:, :C] * (1 - p[:, C:]))
+    assert_close(activation[:, C:], p[:, C:])
+    found = predict(head, scores, 8)
+    assert_close(
+        found.scores.sort().values,
+        (p[:, :C] * (1 - p[:, C:])).flatten().sort().values,
+    )
+    without = bbox_head(
+        cfg('SigmoidEqualizationLoss', background='negatives')
+    )
+    assert without.fc_cls.out_features == C
+    activation = without.loss_cls.get_activation(scores[:, :C])
+    assert_close(activation[:, :C], p[:, :C])
+    assert not activation[:, C:].any()
 
 
 def predict(head, scores, n):
@@ -139,22 +204,16 @@ def test_predict(policy, cfg):
     assert (activation[C, :C] < 0.1).all()
 
 
-def test_prediction_never_contains_the_prior(policy, cfg, counts):
+def test_prediction_never_contains_the_prior(policy, settings, midway):
+    """Nor the statistics."""
     name, background = policy
     results = []
-    for class_counts in (counts, counts[::-1], [1.0] * C):
-        for tau in (0, 1, 3.0):
-            torch.manual_seed(0)
-            head = bbox_head(
-                cfg(
-                    name,
-                    background=background,
-                    tau=tau,
-                    class_counts=class_counts,
-                )
-            )
-            scores = torch.randn(8, head.fc_cls.out_features)
-            results.append(predict(head, scores, 8))
+    for config in settings(name, background=background):
+        torch.manual_seed(0)
+        head = midway(bbox_head(config))
+        scores = torch.randn(8, head.fc_cls.out_features)
+        results.append(predict(head, scores, 8))
+    assert len(results) > 1
     for result in results[1:]:
         for key in ('scores', 'labels', 'bboxes'):
             assert_close(
@@ -275,11 +334,54 @@ def test_cascade_refines_and_averages(policy, cfg):
     assert len({id(stage.loss_cls) for stage in head.bbox_head}) == 3
 
 
+def test_cascade_stages_have_statistics_of_their_own(
+    gradient_type, cfg, observed
+):
+    """Each stage has its own boxes, hence positives, hence gradients."""
+    head = roi_head(cfg(gradient_type), stages=3)
+    calls = record_calls(head)
+    features, proposals, samples = scene()
+    head.loss(features, proposals, samples)
+    sums = observed(head)
+    for stage, own in enumerate(sums):
+        ((scores, labels, weight),) = calls[stage]
+        alone = copy.deepcopy(head.bbox_head[stage].loss_cls)
+        alone.reset_statistics()
+        alone(scores, labels, weight)
+        assert_close(observed(alone), [own])
+    first, *others = [own['neg_grad'] for own in sums]
+    assert not any(first.equal(other) for other in others)
+    commit_statistics(head)
+    for stage, own in zip(head.bbox_head, sums):
+        assert_close(stage.loss_cls.statistics, own)
+
+
+def record_calls(head):
+    """Inputs of the losses of a RoI head in training, a list for each."""
+    heads = head.bbox_head
+    heads = heads if isinstance(heads, torch.nn.ModuleList) else [heads]
+    calls = [[] for _ in heads]
+    for own, stage in zip(calls, heads):
+        stage.loss_cls.register_forward_hook(
+            lambda loss, args, out, own=own: (
+                own.append(args[:3]) if out.requires_grad else None
+            )
+        )
+    return calls
+
+
 @pytest.mark.parametrize('stages', [None, 2])
-def test_ohem_sampler(loss_type, cfg, stages):
-    check_roi_head(
-        roi_head(cfg(loss_type), stages=stages, sampler='OHEMSampler')
-    )
+def test_ohem_sampler(loss_type, cfg, observed, stages):
+    head = roi_head(cfg(loss_type), stages=stages, sampler='OHEMSampler')
+    calls = record_calls(head)
+    check_roi_head(head)
+    # The sampler's look at all boxes is not observed.
+    for sums, ((_, labels, _),) in zip(observed(head), calls):
+        assert len(labels) == 8
+        assert_close(
+            sums['pos_count'],
+            labels.bincount(minlength=C + 1)[:C].double(),
+        )
 
 
 def test_dii_head_of_sparse_rcnn(loss_type, cfg):
@@ -361,8 +463,10 @@ def test_sabl_head(softmax_type, cfg):
     assert head.fc_cls.weight.grad.isfinite().all()
 
 
-def test_a_head_of_fixed_channels_cannot_serve_objectness(softmax_type, cfg):
-    head = sabl_head(cfg(softmax_type, background='objectness'))
+def test_a_head_of_fixed_channels_cannot_serve_objectness(
+    softmax_with_objectness, cfg
+):
+    head = sabl_head(cfg(softmax_with_objectness, background='objectness'))
     with pytest.raises(ValueError, match='5 columns.*objectness.*got 6'):
         head.loss(
             torch.randn(6, C + 1),

@@ -18,37 +18,41 @@ from mmseg.structures import SegDataSample
 C = 5
 
 
-@pytest.mark.parametrize('tau', [0.0, 1.0, 1.5])
-def test_same_loss(loss_type, cfg, rows, tau):
+def test_same_loss(strength, cfg, midway, observed, rows):
+    name, arguments = strength
     logits, labels = rows(n=12)
-    config = cfg(loss_type, tau=tau)
+    config = cfg(name, **arguments)
 
-    classifier = mmpretrain.registry.MODELS.build(
-        dict(type='ClsHead', loss=config)
+    classifier = midway(
+        mmpretrain.registry.MODELS.build(dict(type='ClsHead', loss=config))
     )
     of_images = classifier.loss(
         (logits,), [DataSample().set_gt_label(int(y)) for y in labels]
     )
 
-    segmentor = mmseg.registry.MODELS.build(
-        ConfigDict(
-            type='FCNHead',
-            in_channels=2,
-            channels=2,
-            num_classes=C,
-            loss_decode=config,
+    segmentor = midway(
+        mmseg.registry.MODELS.build(
+            ConfigDict(
+                type='FCNHead',
+                in_channels=2,
+                channels=2,
+                num_classes=C,
+                loss_decode=config,
+            )
         )
     )
     sample = SegDataSample(gt_sem_seg=PixelData(data=labels.view(1, 3, 4)))
     of_pixels = segmentor.loss_by_feat(logits.T.reshape(1, C, 3, 4), [sample])
 
-    detector = mmdet.registry.MODELS.build(
-        dict(
-            type='BBoxHead',
-            in_channels=2,
-            roi_feat_size=1,
-            num_classes=C,
-            loss_cls=config,
+    detector = midway(
+        mmdet.registry.MODELS.build(
+            dict(
+                type='BBoxHead',
+                in_channels=2,
+                roi_feat_size=1,
+                num_classes=C,
+                loss_cls=config,
+            )
         )
     )
     scores = logits
@@ -61,3 +65,7 @@ def test_same_loss(loss_type, cfg, rows, tau):
 
     assert_close(of_images['loss'], of_rois['loss_cls'])
     assert_close(of_images['loss'], of_pixels[segmentor.loss_decode.loss_name])
+    for head in (detector, segmentor):
+        assert_close(
+            observed(classifier), observed(head), rtol=1e-5, atol=1e-5
+        )

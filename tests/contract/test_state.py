@@ -1,4 +1,4 @@
-"""Class counts as state: copies, checkpoints, devices, the hosts' checks."""
+"""Counts and statistics as state: copies, checkpoints, devices, checks."""
 
 import copy
 import pickle
@@ -11,15 +11,16 @@ from torch.testing import assert_close
 
 
 @pytest.mark.parametrize('auto', [False, True])
-def test_copies_compute_the_same(loss_type, build, rows, tmp_path, auto):
+def test_copies_compute_the_same(
+    loss_type, form, build, rows, tmp_path, auto, counts, midway
+):
     logits, labels = rows()
-    loss = build(loss_type, tau=0.7)
+    strength = dict(tau=0.7) if form(loss_type).has_tau else {}
+    loss = build(loss_type, **strength)
     if auto:
-        counts, loss = (
-            loss.class_counts,
-            build(loss_type, tau=0.7, class_counts='auto'),
-        )
+        loss = build(loss_type, class_counts='auto', **strength)
         loss.set_class_counts(counts)
+        midway(loss)
     torch.save(loss, tmp_path / 'loss.pth')
     for clone in (
         copy.deepcopy(loss),
@@ -28,6 +29,26 @@ def test_copies_compute_the_same(loss_type, build, rows, tmp_path, auto):
     ):
         assert_close(clone(logits, labels), loss(logits, labels))
         assert clone.num_classes == 5
+
+
+def test_copies_take_along_what_they_have_observed(
+    gradient_type, build, rows, observed, tmp_path
+):
+    """And what one observes from then on is its own."""
+    loss = build(gradient_type)
+    loss(*rows())
+    expected = observed(loss)
+    torch.save(loss, tmp_path / 'loss.pth')
+    for clone in (
+        copy.deepcopy(loss),
+        pickle.loads(pickle.dumps(loss)),
+        torch.load(tmp_path / 'loss.pth', weights_only=False),
+    ):
+        assert_close(observed(clone), expected, rtol=0, atol=0)
+        clone(*rows())
+        clone.commit()
+        assert_close(observed(loss), expected, rtol=0, atol=0)
+        assert not clone.pos_grad.equal(loss.pos_grad)
 
 
 def test_a_copy_remembers_that_it_is_in_a_roi_head(loss_type, build):
@@ -48,14 +69,79 @@ def test_casting_a_model_keeps_the_counts_exact(loss_type, build, cast):
     assert model.to(torch.float16).loss.class_counts.tolist() == counts
 
 
+@pytest.mark.parametrize('cast', ['half', 'bfloat16', 'double'])
+def test_casting_a_model_keeps_the_statistics_exact(
+    gradient_type, build, rows, observed, cast
+):
+    """Sums of float32 stop to grow, those of float16 end at 65504."""
+    large = [2.0**40 + 1, 1.0, 2.0**30 + 2.0**-20, 65505.0, 1e-30]
+    model = nn.Sequential(nn.Linear(2, 5))
+    model.add_module('loss', build(gradient_type))
+    for statistic in model.loss.statistics.values():
+        statistic.copy_(torch.tensor(large, dtype=torch.float64))
+    model.loss(*rows())
+    before = observed(model)
+    getattr(model, cast)()
+    assert model[0].weight.dtype != torch.float32
+    for statistic in model.to(torch.float16).loss.statistics.values():
+        assert statistic.dtype == torch.float64
+        assert statistic.tolist() == large
+    assert_close(observed(model), before, rtol=0, atol=0)
+
+
+def test_a_half_model_goes_on_observing(gradient_type, build, rows, observed):
+    logits, labels = rows(dtype=torch.float16)
+    loss, exact = build(gradient_type).half(), build(gradient_type)
+    loss(logits, labels)
+    exact(logits.double(), labels)
+    assert_close(observed(loss), observed(exact), rtol=1e-5, atol=1e-6)
+
+
 def test_moving_to_another_device_takes_the_counts_along(loss_type, build):
     assert build(loss_type).to('meta').class_counts.device.type == 'meta'
 
 
-def test_auto_takes_the_counts_of_the_checkpoint(loss_type, build, rows):
-    trained = build(loss_type)
+def test_moving_to_another_device_takes_the_statistics_along(
+    gradient_type, build
+):
+    loss = build(gradient_type).to('meta')
+    for statistic in (*loss.statistics.values(), loss._pending):
+        assert statistic.device.type == 'meta'
+
+
+def test_auto_takes_the_counts_of_the_checkpoint(
+    loss_type, build, counts, rows
+):
+    trained = build(loss_type, class_counts=counts)
     loss = build(loss_type, class_counts='auto')
     assert not hasattr(loss, 'num_classes')
+    loss.load_state_dict(trained.state_dict())
+    assert loss.num_classes == 5
+    assert_close(loss(*rows()), trained(*rows()))
+
+
+def test_statistics_are_those_of_the_checkpoint(
+    gradient_type, build, neutral, rows, observed
+):
+    """A run goes on where it stopped; pending sums are no part of it."""
+    trained = build(gradient_type)
+    trained(*rows())
+    loss = neutral(gradient_type)
+    loss.load_state_dict(trained.state_dict())
+    assert_close(loss.statistics, trained.statistics, rtol=0, atol=0)
+    (sums,) = observed(loss)
+    assert not any(s.any() for s in sums.values())
+    fresh = neutral(gradient_type)
+    fresh.load_state_dict(neutral(gradient_type).state_dict())
+    assert fresh.pos_grad.tolist() == [0] * 5
+
+
+def test_the_checkpoint_tells_the_number_of_classes(
+    gradient_type, build, rows
+):
+    """Of a loss that got it from the head, where no Runner tells it."""
+    trained = build(gradient_type)
+    loss = build(gradient_type, num_classes=None)
     loss.load_state_dict(trained.state_dict())
     assert loss.num_classes == 5
     assert_close(loss(*rows()), trained(*rows()))
@@ -71,14 +157,40 @@ def test_auto_survives_an_unfilled_checkpoint(loss_type, build):
 
 @pytest.mark.parametrize('other', [[1, 2, 3, 4, 5], [1, 2, 3]], ids=str)
 def test_explicit_counts_win_over_the_checkpoint(
-    loss_type, build, counts, other
+    counting_type, build, counts, other
 ):
-    loss = build(loss_type)
-    state = build(loss_type, class_counts=other).state_dict()
+    loss = build(counting_type)
+    state = build(counting_type, class_counts=other).state_dict()
     loss.load_state_dict(state)
     assert loss.class_counts.tolist() == counts
     # The caller's dict is not ours to change.
     assert state['class_counts'].tolist() == other
+
+
+def test_counts_for_plots_win_over_the_checkpoint(
+    gradient_type, build, counts
+):
+    loss = build(gradient_type, class_counts=counts)
+    state = build(gradient_type, class_counts=[1, 2, 3, 4, 5]).state_dict()
+    loss.load_state_dict(state)
+    assert loss.class_counts.tolist() == counts
+    assert state['class_counts'].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_statistics_of_another_number_of_classes(gradient_type, build):
+    """Strict loading says what is wrong; fine-tuning goes on, as with fc."""
+    loss = build(gradient_type, num_classes=3)
+    before = {k: v.clone() for k, v in loss.statistics.items()}
+    state = build(gradient_type).state_dict()
+    with pytest.raises(
+        (RuntimeError, ValueError),
+        match='(?s)num_classes=3, expected 5.*pos_grad',
+    ):
+        loss.load_state_dict(state)
+    load_state_dict(loss, state, strict=False)
+    assert_close(loss.statistics, before, rtol=0, atol=0)
+    # The caller's dict is not ours to change.
+    assert state['pos_grad'].numel() == 5
 
 
 @pytest.mark.parametrize('filled', [False, True])
@@ -88,7 +200,7 @@ def test_counts_of_another_number_of_classes(loss_type, build, filled):
     if filled:
         loss.set_class_counts([3, 2, 1])
     before = loss.class_counts.clone()
-    state = build(loss_type).state_dict()
+    state = build(loss_type, class_counts=[5, 4, 3, 2, 1]).state_dict()
     with pytest.raises((RuntimeError, ValueError), match='num_classes=3.*5'):
         loss.load_state_dict(state)
     load_state_dict(loss, state, strict=False)
@@ -97,18 +209,23 @@ def test_counts_of_another_number_of_classes(loss_type, build, filled):
 
 def test_a_checkpoint_without_counts_loads(loss_type, build, counts):
     """A model trained with another loss is a good start."""
-    loss = build(loss_type)
+    loss = build(loss_type, class_counts=counts)
     assert loss.load_state_dict({}, strict=False).missing_keys
     assert loss.class_counts.tolist() == counts
 
 
-def test_counts_are_the_only_state(loss_type, build):
-    assert list(build(loss_type).state_dict()) == ['class_counts']
-    assert not list(build(loss_type).parameters())
+def test_counts_and_statistics_are_the_only_state(loss_type, form, build):
+    expected = ['class_counts']
+    if hasattr(form(loss_type).cls, 'statistic_names'):
+        expected += ['pos_grad', 'neg_grad', 'pos_count']
+    loss = build(loss_type)
+    assert list(loss.state_dict()) == expected
+    assert {k for k, _ in loss.named_buffers()} >= set(expected)
+    assert not list(loss.parameters())
 
 
-def test_auto_unfilled_says_what_to_do(loss_type, build, rows):
-    loss = build(loss_type, class_counts='auto')
+def test_auto_unfilled_says_what_to_do(counting_type, build, rows):
+    loss = build(counting_type, class_counts='auto')
     with pytest.raises(
         RuntimeError, match=r"class_counts='auto' was not filled.*Runner"
     ):

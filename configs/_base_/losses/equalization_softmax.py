@@ -1,0 +1,8 @@
+# For heads without rows of background: the sigmoid form would leave rare
+# classes without any negative there.
+lt_loss = dict(
+    _delete_=True,
+    type='lt_losses_mm.EqualizationLoss',
+    use_sigmoid=False,
+    loss_weight=1.0,
+)

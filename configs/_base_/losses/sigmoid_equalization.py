@@ -1,0 +1,7 @@
+# Dense and DETR-type heads of mmdet read use_sigmoid to count their channels.
+lt_loss = dict(
+    _delete_=True,
+    type='lt_losses_mm.SigmoidEqualizationLoss',
+    use_sigmoid=True,
+    loss_weight=1.0,
+)

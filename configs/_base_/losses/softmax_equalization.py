@@ -1,0 +1,5 @@
+lt_loss = dict(
+    _delete_=True,
+    type='lt_losses_mm.SoftmaxEqualizationLoss',
+    loss_weight=1.0,
+)

@@ -1,0 +1,232 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Commits the statistics of losses, and shows them."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import nn
+
+from ..priors import frequency_thirds
+from ..registry import HOOKS
+from ..statistics import (
+    GradientStatistics,
+    RunningStatistics,
+    commit_statistics,
+    discard_pending,
+    optimizer_steps,
+    statistics_modules,
+)
+
+
+@HOOKS.register_module()
+class StatisticsHook(Hook):
+    """Commits what losses have observed, once per optimizer step.
+
+    Importing the package adds it to every ``Runner``; a config names it only
+    to change an argument::
+
+        custom_hooks = [dict(type='lt_losses_mm.StatisticsHook', interval=100)]
+
+    Micro-batches of gradient accumulation are committed together; what was
+    observed for a step that a gradient scaler skipped is dropped. Resuming
+    goes on with the statistics of the checkpoint. Fine-tuning (``load_from``)
+    starts them anew: they are those of other data or of another schedule.
+
+    Every ``interval`` iterations and after each epoch it logs, for each loss,
+    the gradient ratio of the classes seen so far, the share of classes at the
+    clamp and the share never seen positive, and sends the median ratio of
+    frequent, middling and rare classes to the visualizer; once, it warns if
+    the method does nothing (all classes are treated as its plain form would).
+    After each epoch, or every ``val_interval`` iterations in a loop without
+    epochs, it draws the ratio of each class against its frequency.
+
+    Args:
+        interval (int): Iterations between two logs; 0 for none.
+        draw (bool): Whether to draw.
+        keep_on_load (bool): Whether ``load_from`` keeps the statistics of the
+            checkpoint.
+    """
+
+    # After EMAHook (NORMAL, 50) has exchanged the weights of a checkpoint,
+    # before LoggerHook (BELOW_NORMAL, 60).
+    priority = 55
+
+    def __init__(
+        self,
+        interval: int = 500,
+        draw: bool = True,
+        keep_on_load: bool = False,
+    ) -> None:
+        if not isinstance(interval, int) or interval < 0:
+            raise ValueError(
+                f'StatisticsHook: interval={interval!r}, expected an int >= '
+                '0; 0 logs nothing'
+            )
+        self.interval = interval
+        self.draw = draw
+        self.keep_on_load = keep_on_load
+        self._losses: list[tuple[str, RunningStatistics]] = []
+        self._warned: set[str] = set()
+
+    def before_train(self, runner: Runner) -> None:
+        self._losses = list(statistics_modules(_bare(runner.model)))
+        for name, loss in self._losses:
+            if runner._resume and loss.statistics_mismatch:
+                raise ValueError(f'{name}: {loss.statistics_mismatch}')
+            if runner._load_from is None or runner._resume:
+                continue
+            if not self.keep_on_load and any(
+                s.any() for s in loss.statistics.values()
+            ):
+                loss.reset_statistics()
+                runner.logger.info(
+                    f'{name}: the statistics of {runner._load_from} are '
+                    'dropped, training starts them anew (keep_on_load=True '
+                    'of StatisticsHook keeps them)'
+                )
+        self._steps = optimizer_steps()
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict | None = None,
+    ) -> None:
+        if not self._losses:
+            return
+        steps, before = optimizer_steps(), self._steps
+        self._steps = steps
+        if steps > before:
+            commit_statistics(runner.model)
+        elif _was_due(runner.optim_wrapper):
+            discard_pending(runner.model)
+        if self.interval and self.every_n_train_iters(runner, self.interval):
+            self._report(runner)
+        loop = runner.train_loop
+        if isinstance(loop, IterBasedTrainLoop) and self.every_n_train_iters(
+            runner, loop.val_interval
+        ):
+            self._draw(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            return
+        if self.interval:
+            self._report(runner)
+        self._draw(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep statistics out of the averages of EMAHook."""
+        state = checkpoint['state_dict']
+        for name, loss in self._losses:
+            for key, statistic in loss.statistics.items():
+                state[f'{name}.{key}'] = statistic.cpu()
+
+    def _gradient_losses(self) -> list[tuple[str, GradientStatistics]]:
+        return [
+            (name, loss)
+            for name, loss in self._losses
+            if isinstance(loss, GradientStatistics) and loss.pos_count.any()
+        ]
+
+    def _report(self, runner: Runner) -> None:
+        if not is_main_process():
+            return
+        for name, loss in self._gradient_losses():
+            health = loss.health()
+            runner.logger.info(
+                f'{name}: gradient ratio {health["min"]:.3g} min, '
+                f'{health["median"]:.3g} median, {health["max"]:.3g} max; '
+                f'{health["saturated"]:.1%} of classes at the clamp, '
+                f'{health["unseen"]:.1%} never seen positive'
+            )
+            if health['saturated'] == 1 and name not in self._warned:
+                self._warned.add(name)
+                runner.logger.warning(
+                    f'{name}: {type(loss).__name__} treats all classes as '
+                    f'{loss.plain_form} does, after {runner.iter + 1} '
+                    'iterations. The gradients of positives outweigh those '
+                    'of negatives in every class: the head may give the loss '
+                    'too few negatives (see docs/methods).'
+                )
+            scalars = {
+                f'statistics/{name}/{key}': value
+                for key, value in {
+                    **health,
+                    **{
+                        f'ratio_{group}': value
+                        for group, value in group_ratios(loss).items()
+                    },
+                }.items()
+            }
+            scalars[f'statistics/{name}/iter'] = runner.iter + 1
+            for key, value in scalars.items():
+                # The hub is part of the checkpoint: curves survive a resume.
+                runner.message_hub.update_scalar(key, value)
+            runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+
+    def _draw(self, runner: Runner) -> None:
+        losses = self._gradient_losses()
+        if not (self.draw and losses and is_main_process()):
+            return
+        from ..statistics.plot import draw_ratio, to_image
+
+        for name, loss in losses:
+            figure = draw_ratio(
+                name,
+                {k: v.cpu().numpy() for k, v in loss.statistics.items()},
+                class_counts=_numpy(
+                    getattr(loss, 'class_counts', torch.empty(0))
+                ),
+                saturated=_numpy(loss.saturated()),
+                log_scalars=runner.message_hub.log_scalars,
+            )
+            runner.visualizer.add_image(
+                f'gradient_ratio.{name}', to_image(figure), runner.iter + 1
+            )
+
+
+def _numpy(values: torch.Tensor) -> np.ndarray:
+    return values.cpu().numpy()
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _was_due(optim_wrapper: Any) -> bool:
+    """Whether gradients were to be applied in this iteration."""
+    wrappers: Sequence[Any] = (
+        [optim_wrapper]
+        if isinstance(optim_wrapper, OptimWrapper)
+        else list(optim_wrapper.values())
+    )
+    return all(wrapper.should_update() for wrapper in wrappers)
+
+
+def group_ratios(loss: GradientStatistics) -> dict[str, float]:
+    """Median gradient ratio of the thirds of classes by frequency.
+
+    The frequency is that of the training data, where the loss knows it, else
+    how often the loss has seen the class as a positive. Groups without a
+    class seen positive are left out.
+    """
+    counts = getattr(loss, 'class_counts', loss.pos_count)
+    if not counts.numel():
+        counts = loss.pos_count
+    ratio = _numpy(loss.ratio)
+    seen = _numpy(loss.pos_count) > 0
+    return {
+        name: float(np.median(ratio[index][seen[index]]))
+        for name, index in frequency_thirds(_numpy(counts)).items()
+        if seen[index].any()
+    }

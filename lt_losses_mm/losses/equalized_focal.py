@@ -1,0 +1,204 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Equalized Focal Loss and its quality form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..functional import (
+    equalized_focal_factors,
+    equalized_focal_loss,
+    equalized_focal_sums,
+    equalized_quality_focal_loss,
+    equalized_quality_focal_sums,
+)
+from ..registry import MODELS
+from .gradient_driven import GradientDrivenLoss
+from .sigmoid import SigmoidLoss
+
+
+class _EqualizedFocal(GradientDrivenLoss, SigmoidLoss):
+    """The factors that both forms share."""
+
+    background_policies = ('negatives',)
+
+    def __init__(
+        self,
+        *args: Any,
+        gamma: float = 2.0,
+        scale_factor: float = 8.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.gamma = self._check_number('gamma', gamma)
+        if self.gamma < 1:
+            raise ValueError(
+                self._say(
+                    'gamma',
+                    gamma,
+                    'a number >= 1',
+                    'the derivative of |q - p|^gamma is infinite below it',
+                )
+            )
+        self.scale_factor = self._check_number(
+            'scale_factor', scale_factor, low=0
+        )
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Focusing factors and weights, each (C,)."""
+        return equalized_focal_factors(
+            self.ratio, gamma=self.gamma, scale_factor=self.scale_factor
+        )
+
+    def saturated(self) -> Tensor:
+        """Classes at the clamp: their ratio is at least 1."""
+        return self.ratio >= 1
+
+
+@MODELS.register_module()
+class EqualizedFocalLoss(_EqualizedFocal):
+    r"""Focal loss whose focusing and weight follow each class's gradients.
+
+    .. math::
+        L = -\sum_j \alpha_t w_j (1 - p_t)^{\gamma_j} \log p_t, \qquad
+        \gamma_j = \gamma_b + s (1 - g_j), \quad w_j = \gamma_j / \gamma_b
+
+    with :math:`g_j` the ratio of the accumulated gradients of positives and
+    negatives, clamped to [0, 1]. Li et al., "Equalized Focal Loss for Dense
+    Long-Tailed Object Detection", CVPR 2022. Finite for every finite logit.
+
+    All heads have C logits; rows of background are negatives of all classes.
+
+    Args:
+        gamma (float): :math:`\gamma_b`, >= 1; that of the plain focal loss.
+        alpha (float): Weight of positives, in [0, 1], 1 - alpha of negatives;
+            < 0 for neither.
+        scale_factor (float): s, >= 0; published: 8 for ATSS and RetinaNet, 4
+            for YOLOX. 0 is the plain focal loss.
+        decay (float): See :class:`~lt_losses_mm.losses.GradientDrivenLoss`.
+        bias_prior (float, optional): See
+            :class:`~lt_losses_mm.losses.SigmoidLoss`.
+        kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = EqualizedFocalLoss(num_classes=2)
+        >>> logits, labels = torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])
+        >>> loss(logits, labels)
+        tensor(0.1733)
+        >>> loss.commit()
+        >>> loss.factors()[0]
+        tensor([2.0000, 9.1111], dtype=torch.float64)
+    """
+
+    plain_form = 'plain focal loss'
+
+    def __init__(
+        self, *args: Any, alpha: float = 0.25, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.alpha = self._check_number('alpha', alpha)
+        if self.alpha > 1:
+            raise ValueError(
+                self._say('alpha', alpha, 'a number in [0, 1], or < 0 for off')
+            )
+
+    def element_loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        quality: Tensor | None,
+    ) -> Tensor:
+        return equalized_focal_loss(
+            logits,
+            labels,
+            *self.factors(),
+            alpha=self.alpha,
+            ignore_index=ignore_index,
+        )
+
+    def gradient_sums(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        weight: Tensor | None,
+        quality: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return equalized_focal_sums(
+            logits,
+            labels,
+            *self.factors(),
+            alpha=self.alpha,
+            weight=weight,
+            ignore_index=ignore_index,
+        )
+
+
+@MODELS.register_module()
+class EqualizedQualityFocalLoss(_EqualizedFocal):
+    r"""Quality Focal Loss with the factors of Equalized Focal Loss.
+
+    .. math:: L = \sum_j w_j\, |q_j - p_j|^{\gamma_j}\, BCE(z_j, q_j)
+
+    with the quality of the prediction (its IoU) as the target :math:`q_j` at
+    the label, and 0 elsewhere. From the code of Li et al., CVPR 2022, over
+    Quality Focal Loss (Li et al., "Generalized Focal Loss", NeurIPS 2020).
+
+    Labels may be ``(labels, quality)``, as GFL, LD, RTMDet and TOOD heads
+    pass; a map of qualities of the logits' shape, as VFNet passes; or index
+    labels, whose quality is 1.
+
+    Args:
+        gamma (float): :math:`\gamma_b`, >= 1; that of the plain form.
+        scale_factor (float): s, >= 0; 0 is the plain Quality Focal Loss.
+        decay (float): See :class:`~lt_losses_mm.losses.GradientDrivenLoss`.
+        bias_prior (float, optional): See
+            :class:`~lt_losses_mm.losses.SigmoidLoss`.
+        kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
+
+    Example:
+        >>> import torch
+        >>> loss = EqualizedQualityFocalLoss(num_classes=2)
+        >>> labels, quality = torch.tensor([0, 2]), torch.tensor([0.5, 0.0])
+        >>> loss(torch.zeros(2, 2), (labels, quality))
+        tensor(0.2599)
+    """
+
+    takes_quality = True
+    plain_form = 'plain Quality Focal Loss'
+
+    def element_loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        quality: Tensor | None,
+    ) -> Tensor:
+        return equalized_quality_focal_loss(
+            logits,
+            labels,
+            *self.factors(),
+            quality=quality,
+            ignore_index=ignore_index,
+        )
+
+    def gradient_sums(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        weight: Tensor | None,
+        quality: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return equalized_quality_focal_sums(
+            logits,
+            labels,
+            *self.factors(),
+            quality=quality,
+            weight=weight,
+            ignore_index=ignore_index,
+        )

@@ -1,0 +1,96 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""What all losses over independent binary classifiers share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import LongTailLoss
+
+
+class SigmoidLoss(LongTailLoss):
+    r"""A loss per row and class, summed over classes.
+
+    RoI heads get C logits, and their NMS a background column of zeros. With
+    ``background='objectness'`` they get C + 1, the last of which is a
+    background classifier; the test score is
+    :math:`\sigma(z_j)(1 - \sigma(z_{bg}))`, as in EQLv2.
+
+    Args:
+        bias_prior (float, optional): Probability that an untrained classifier
+            shall give to each class, in (0, 1). A ``Runner`` sets the bias of
+            the head's classifier to its logit, as the published recipes do:
+            with a bias of 0, a thousand classes begin at a loss of 693 a row.
+            ``None`` leaves the bias to the head. Dense and DETR-type heads
+            have a prior of their own and are left alone.
+        kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
+    """
+
+    use_sigmoid = True
+    bias_prior: float | None
+
+    def __init__(
+        self, *args: Any, bias_prior: float | None = 0.001, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if bias_prior is not None:
+            bias_prior = self._check_number('bias_prior', bias_prior)
+            if not 0 < bias_prior < 1:
+                raise ValueError(
+                    self._say(
+                        'bias_prior',
+                        bias_prior,
+                        'a probability in (0, 1), or None',
+                    )
+                )
+        self.bias_prior = bias_prior
+
+    @property
+    def initial_bias(self) -> float | None:
+        """Logit of ``bias_prior``."""
+        if self.bias_prior is None:
+            return None
+        return math.log(self.bias_prior / (1 - self.bias_prior))
+
+    def columns(self, num_classes: int) -> tuple[int, ...]:
+        if self.background == 'objectness':
+            return (num_classes + 1,)
+        return (num_classes,)
+
+    @abstractmethod
+    def element_loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        quality: Tensor | None,
+    ) -> Tensor:
+        """The formula per row and class, of the logits' shape."""
+
+    def row_loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        element_weight: Tensor | None,
+        quality: Tensor | None = None,
+    ) -> Tensor:
+        loss = self.element_loss(logits, labels, ignore_index, quality)
+        if element_weight is not None:
+            loss = loss * element_weight.to(loss.dtype)
+        return loss.sum(1)
+
+    def scores(self, cls_score: Tensor) -> tuple[Tensor, Tensor]:
+        scores = cls_score.sigmoid()
+        if self._has_objectness(cls_score):
+            classes, background = scores[..., :-1], scores[..., -1:]
+            return classes * (1 - background), background
+        return scores, torch.zeros_like(scores[..., :1])
+
+    def _has_objectness(self, logits: Tensor) -> bool:
+        return self.background == 'objectness'
