@@ -24,8 +24,8 @@ hypothesis.settings.load_profile('lt-ci' if os.environ.get('CI') else 'lt')
 @pytest.fixture(autouse=True)
 def _default_scope():
     """Undo the default scope that a Runner sets for the whole process."""
-    instances = DefaultScope._instance_dict
-    before = instances.copy()
+    before = DefaultScope._instance_dict.copy()
     yield
-    instances.clear()
-    instances.update(before)
+    # overwrite_default_scope leaves another dict behind.
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import tempfile
 from itertools import takewhile
 from pathlib import Path
@@ -23,7 +22,7 @@ from mmengine.runner import CheckpointLoader
 
 from lt_losses_mm.losses import GradientDrivenLoss
 from lt_losses_mm.registry import MODELS
-from lt_losses_mm.statistics import GradientStatistics
+from lt_losses_mm.statistics import GradientStatistics, describe_health
 from lt_losses_mm.statistics.plot import draw_ratio
 
 
@@ -87,7 +86,7 @@ def main() -> None:
         loss.load_state_dict(stored, strict=False)
         # The checkpoint of a loss alone has keys without a prefix.
         title = name or 'loss'
-        print(f'{title}: {summary(loss)}')
+        print(f'{title}: {describe_health(loss.health())}')
         numbers = {k: v.numpy() for k, v in loss.statistics.items()}
         counts = stored.get('class_counts', torch.zeros(0)).numpy()
         try:
@@ -181,19 +180,6 @@ def build(
         return UnknownLoss()
     # Known counts are in the checkpoint, a file of counts need not be here.
     return MODELS.build(dict(nearest[0], class_counts='auto'))
-
-
-def summary(loss: GradientStatistics) -> str:
-    """The line of the training log."""
-    health = loss.health()
-    clamp = f'{health["saturated"]:.1%} of classes'
-    if math.isnan(health['saturated']):
-        clamp = 'unknown number (the checkpoint does not tell the loss)'
-    return (
-        f'gradient ratio {health["min"]:.3g} min, {health["median"]:.3g} '
-        f'median, {health["max"]:.3g} max; {clamp} at the clamp, '
-        f'{health["unseen"]:.1%} never seen positive'
-    )
 
 
 def named(file: str, name: str, names: list[str]) -> Path:

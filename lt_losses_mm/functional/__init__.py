@@ -19,6 +19,7 @@ from .equalization import (
     softmax_equalization_v1,
     weighted_sigmoid_cross_entropy,
     weighted_sigmoid_sums,
+    without_object,
 )
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     'softmax_equalization_v1',
     'weighted_sigmoid_cross_entropy',
     'weighted_sigmoid_sums',
+    'without_object',
 ]

@@ -104,7 +104,20 @@ def weighted_sigmoid_sums(
     r"""Gradient magnitudes of :func:`weighted_sigmoid_cross_entropy`.
 
     :math:`q_j (1 - p)` on the positive side and :math:`r_j p` on the
-    negative. Returns as :func:`two_sided_sums`.
+    negative.
+
+    Args:
+        logits (Tensor): (N, C) or (N, C, d1, ...), floating.
+        labels (Tensor): Index labels, C for background, or soft labels.
+        positive_weight (Tensor): q, (C,) or of a shape that broadcasts.
+        negative_weight (Tensor): r, likewise.
+        weight (Tensor, optional): Factor, of a shape that broadcasts to the
+            logits; 0 leaves out.
+        ignore_index (int): Rows of this index label are left out.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: (C,) each, sums over rows of the
+        positive side, of the negative side, and of the positives counted.
     """
     return two_sided_sums(
         logits,
@@ -127,6 +140,9 @@ def sigmoid_equalization_weights(
 
     Args:
         ratio (Tensor): g, (C,), >= 0; inf is fine and gives 1 and 1.
+        gamma (float): Steepness of f, >= 0.
+        mu (float): Ratio at which f is 1/2.
+        alpha (float): Largest additional weight of positives, >= 0.
 
     Returns:
         tuple[Tensor, Tensor]: Positive weights q and negative weights r.
@@ -142,6 +158,22 @@ def sigmoid_equalization_weights(
     return 1 + alpha * (1 - negative), negative
 
 
+def without_object(labels: Tensor, num_classes: int) -> Tensor:
+    """Rows of background.
+
+    Args:
+        labels (Tensor): Index labels, of which C is background, or soft
+            labels, of which a row without a share of any class is.
+        num_classes (int): C.
+
+    Returns:
+        Tensor: (N, 1, d1, ...), bool.
+    """
+    if labels.is_floating_point():
+        return ~(labels[:, :num_classes] > 0).any(1, keepdim=True)
+    return (labels == num_classes).unsqueeze(1)
+
+
 def equalization_weights(
     labels: Tensor, tail: Tensor, num_dims: int
 ) -> tuple[Tensor, Tensor]:
@@ -151,8 +183,8 @@ def equalization_weights(
     :math:`r_{ij} = 1 - E_i T_j`; rows of background keep them.
 
     Args:
-        labels (Tensor): Index labels, C for background, or soft labels, whose
-            rows all count as having an object.
+        labels (Tensor): Index labels, C for background, or soft labels, a
+            row of zeros for background.
         tail (Tensor): T, (C,), bool.
         num_dims (int): Dimensions of the logits.
 
@@ -162,10 +194,8 @@ def equalization_weights(
     """
     kept = (~tail).float()
     positive = torch.ones_like(kept)
-    if labels.is_floating_point():
-        return positive, kept
     kept = kept.view((1, -1) + (1,) * (num_dims - 2))
-    background = (labels == tail.numel()).unsqueeze(1)
+    background = without_object(labels, tail.numel())
     return positive, torch.where(background, torch.ones_like(kept), kept)
 
 
@@ -253,8 +283,21 @@ def equalized_focal_sums(
     r"""Gradient magnitudes of :func:`equalized_focal_loss`.
 
     :math:`\alpha w (1-p)^\gamma [(1-p) - \gamma p \log p]` on the positive
-    side; on the negative, the same of :math:`1 - p`. Returns as
-    :func:`two_sided_sums`.
+    side; on the negative, the same of :math:`1 - p`, with :math:`1 - \alpha`.
+
+    Args:
+        logits (Tensor): (N, C) or (N, C, d1, ...), floating.
+        labels (Tensor): Index labels, C for background, or soft labels.
+        focusing (Tensor): :math:`\gamma_j`, (C,), >= 0.
+        class_weight (Tensor): :math:`w_j`, (C,).
+        alpha (float): Weight of positives, 1 - alpha of negatives; < 0 for
+            neither.
+        weight (Tensor, optional): Factor, of a shape that broadcasts to the
+            logits; 0 leaves out.
+        ignore_index (int): Rows of this index label are left out.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: As :func:`weighted_sigmoid_sums`.
     """
     of_positives, of_negatives = _balance(alpha)
 
@@ -274,11 +317,17 @@ def equalized_focal_sums(
     )
 
 
+def _gap(z: Tensor, quality: Tensor) -> Tensor:
+    """|q - p|, without cancellation at q = 0 and at q = 1."""
+    below = quality - torch.sigmoid(z)
+    above = torch.sigmoid(-z) - (1 - quality)
+    return torch.where(quality < 0.5, below, above).abs()
+
+
 def _quality_side(
     z: Tensor, gamma: Tensor, weight: Tensor, quality: Tensor
 ) -> Tensor:
-    # q - p without cancellation at q = 1.
-    gap = (torch.sigmoid(-z) - (1 - quality)).abs()
+    gap = _gap(z, quality)
     bce = -quality * F.logsigmoid(z) - (1 - quality) * F.logsigmoid(-z)
     return weight * gap.pow(gamma) * bce
 
@@ -286,8 +335,7 @@ def _quality_side(
 def _quality_slope(
     z: Tensor, gamma: Tensor, weight: Tensor, quality: Tensor
 ) -> Tensor:
-    p, rest = torch.sigmoid(z), torch.sigmoid(-z)
-    gap = (rest - (1 - quality)).abs()
+    p, rest, gap = torch.sigmoid(z), torch.sigmoid(-z), _gap(z, quality)
     bce = -quality * F.logsigmoid(z) - (1 - quality) * F.logsigmoid(-z)
     return weight * (
         gamma * gap.pow(gamma - 1) * p * rest * bce + gap.pow(gamma + 1)
@@ -332,7 +380,7 @@ def equalized_quality_focal_loss(
         logits (Tensor): (N, C) or (N, C, d1, ...), floating.
         labels (Tensor): Index labels, C for background; or a map of qualities
             in [0, 1] of the logits' shape.
-        focusing (Tensor): :math:`\gamma_j`, (C,), > 1.
+        focusing (Tensor): :math:`\gamma_j`, (C,), >= 1.
         class_weight (Tensor): :math:`w_j`, (C,).
         quality (Tensor, optional): q of each row, in [0, 1], of the shape of
             index labels; by default 1.
@@ -376,7 +424,22 @@ def equalized_quality_focal_sums(
     r"""Gradient magnitudes of :func:`equalized_quality_focal_loss`.
 
     Elements with q > 0 are the positives, whichever way their gradient
-    points. Returns as :func:`two_sided_sums`.
+    points.
+
+    Args:
+        logits (Tensor): (N, C) or (N, C, d1, ...), floating.
+        labels (Tensor): Index labels, C for background; or a map of qualities
+            in [0, 1] of the logits' shape.
+        focusing (Tensor): :math:`\gamma_j`, (C,), >= 1.
+        class_weight (Tensor): :math:`w_j`, (C,).
+        quality (Tensor, optional): q of each row, in [0, 1], of the shape of
+            index labels; by default 1.
+        weight (Tensor, optional): Factor, of a shape that broadcasts to the
+            logits; 0 leaves out.
+        ignore_index (int): Rows of this index label are left out.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: As :func:`weighted_sigmoid_sums`.
     """
     if labels.is_floating_point():
         logits = upcast(logits)
@@ -429,7 +492,8 @@ def shifted_softmax_sums(
         ignore_index (int): Rows of this index label are left out.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor]: (K,) each, as :func:`two_sided_sums`.
+        tuple[Tensor, Tensor, Tensor]: (K,) each, as
+        :func:`weighted_sigmoid_sums`.
     """
     logits = upcast(logits)
     shape = (1, -1) + (1,) * (logits.dim() - 2)
@@ -472,6 +536,8 @@ def softmax_equalization_v1(
     """
     logits = upcast(logits)
     if labels.is_floating_point():
+        # A row without any label would have no column left.
+        dropped = dropped & (labels > 0).any(1, keepdim=True)
         kept = torch.where(dropped, labels.to(logits.dtype), 1.0)
         log_sum = (logits + kept.log()).logsumexp(1, keepdim=True)
         return (labels.to(logits.dtype) * (log_sum - logits)).sum(1)

@@ -29,9 +29,7 @@ class AtLabel(NamedTuple):
     ignored: Tensor
 
 
-def find_label(
-    labels: Tensor, num_columns: int, ignore_index: int
-) -> AtLabel:
+def find_label(labels: Tensor, num_columns: int, ignore_index: int) -> AtLabel:
     """Column of each row's label; 0 where a row has none."""
     labels = labels.unsqueeze(1)
     ignored = labels == ignore_index

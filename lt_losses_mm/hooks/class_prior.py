@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Iterator
 
 from mmengine.hooks import Hook
+from mmengine.model import BaseModule
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
@@ -283,7 +284,9 @@ def _check_heads(runner: Runner) -> None:
         if known is None:
             loss.set_num_classes(expected, f'{type(owner).__name__}')
         elif expected != known:
-            key = 'class_counts' if loss.class_counts.numel() else 'num_classes'
+            key = (
+                'class_counts' if loss.class_counts.numel() else 'num_classes'
+            )
             raise ValueError(
                 f'{name}: {key} of {known} classes, expected num_classes={expected} of '
                 f'{type(owner).__name__}; give one count for each '
@@ -311,18 +314,21 @@ def _set_initial_bias(runner: Runner) -> None:
             classifier = getattr(owner, attribute, None)
             if getattr(classifier, 'bias', None) is None:
                 continue
-            init_cfg = owner.init_cfg or []
-            if not isinstance(init_cfg, list):
-                init_cfg = [init_cfg]
-            owner.init_cfg = [
-                *init_cfg,
-                dict(
-                    type='Normal',
-                    std=0.01,
-                    bias=bias,
-                    override=dict(name=attribute),
-                ),
-            ]
+            if isinstance(owner, BaseModule):
+                init_cfg = owner.init_cfg or []
+                if not isinstance(init_cfg, list):
+                    init_cfg = [init_cfg]
+                owner.init_cfg = [
+                    *init_cfg,
+                    dict(
+                        type='Normal',
+                        std=0.01,
+                        bias=bias,
+                        override=dict(name=attribute),
+                    ),
+                ]
+            else:
+                nn.init.constant_(classifier.bias, bias)
             runner.logger.info(
                 f'{name}: the bias of {attribute} starts at {bias:.2f}, a '
                 f'probability of {loss.bias_prior:g} (bias_prior)'

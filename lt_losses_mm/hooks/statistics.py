@@ -10,7 +10,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
@@ -20,6 +20,7 @@ from ..statistics import (
     GradientStatistics,
     RunningStatistics,
     commit_statistics,
+    describe_health,
     discard_pending,
     optimizer_steps,
     statistics_modules,
@@ -110,19 +111,20 @@ class StatisticsHook(Hook):
         elif _was_due(runner.optim_wrapper):
             discard_pending(runner.model)
         if self.interval and self.every_n_train_iters(runner, self.interval):
-            self._report(runner)
+            self._report(runner, runner.iter + 1)
         loop = runner.train_loop
         if isinstance(loop, IterBasedTrainLoop) and self.every_n_train_iters(
             runner, loop.val_interval
         ):
-            self._draw(runner)
+            self._draw(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             return
+        # MMEngine has counted the epoch's last iteration by now.
         if self.interval:
-            self._report(runner)
-        self._draw(runner)
+            self._report(runner, runner.iter)
+        self._draw(runner, runner.iter)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep statistics out of the averages of EMAHook."""
@@ -138,25 +140,19 @@ class StatisticsHook(Hook):
             if isinstance(loss, GradientStatistics) and loss.pos_count.any()
         ]
 
-    def _report(self, runner: Runner) -> None:
+    def _report(self, runner: Runner, iteration: int) -> None:
         if not is_main_process():
             return
         for name, loss in self._gradient_losses():
             health = loss.health()
-            runner.logger.info(
-                f'{name}: gradient ratio {health["min"]:.3g} min, '
-                f'{health["median"]:.3g} median, {health["max"]:.3g} max; '
-                f'{health["saturated"]:.1%} of classes at the clamp, '
-                f'{health["unseen"]:.1%} never seen positive'
-            )
+            runner.logger.info(f'{name}: {describe_health(health)}')
             if health['saturated'] == 1 and name not in self._warned:
                 self._warned.add(name)
                 runner.logger.warning(
                     f'{name}: {type(loss).__name__} treats all classes as '
-                    f'{loss.plain_form} does, after {runner.iter + 1} '
-                    'iterations. The gradients of positives outweigh those '
-                    'of negatives in every class: the head may give the loss '
-                    'too few negatives (see docs/methods).'
+                    f'{loss.plain_form} does, after {iteration} '
+                    'iterations: its statistics change nothing (see '
+                    'docs/statistics.md)'
                 )
             scalars = {
                 f'statistics/{name}/{key}': value
@@ -168,13 +164,13 @@ class StatisticsHook(Hook):
                     },
                 }.items()
             }
-            scalars[f'statistics/{name}/iter'] = runner.iter + 1
+            scalars[f'statistics/{name}/iter'] = iteration
             for key, value in scalars.items():
                 # The hub is part of the checkpoint: curves survive a resume.
                 runner.message_hub.update_scalar(key, value)
-            runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+            runner.visualizer.add_scalars(scalars, step=iteration)
 
-    def _draw(self, runner: Runner) -> None:
+    def _draw(self, runner: Runner, iteration: int) -> None:
         losses = self._gradient_losses()
         if not (self.draw and losses and is_main_process()):
             return
@@ -191,7 +187,7 @@ class StatisticsHook(Hook):
                 log_scalars=runner.message_hub.log_scalars,
             )
             runner.visualizer.add_image(
-                f'gradient_ratio.{name}', to_image(figure), runner.iter + 1
+                f'gradient_ratio.{name}', to_image(figure), iteration
             )
 
 
@@ -199,18 +195,22 @@ def _numpy(values: torch.Tensor) -> np.ndarray:
     return values.cpu().numpy()
 
 
-def _bare(model: nn.Module) -> nn.Module:
+def _bare(model: nn.Module) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
 def _was_due(optim_wrapper: Any) -> bool:
     """Whether gradients were to be applied in this iteration."""
     wrappers: Sequence[Any] = (
-        [optim_wrapper]
-        if isinstance(optim_wrapper, OptimWrapper)
-        else list(optim_wrapper.values())
+        list(optim_wrapper.values())
+        if isinstance(optim_wrapper, OptimWrapperDict)
+        else [optim_wrapper]
     )
-    return all(wrapper.should_update() for wrapper in wrappers)
+    # Wrappers of other engines do not tell; what is pending then waits.
+    return all(
+        isinstance(wrapper, OptimWrapper) and wrapper.should_update()
+        for wrapper in wrappers
+    )
 
 
 def group_ratios(loss: GradientStatistics) -> dict[str, float]:

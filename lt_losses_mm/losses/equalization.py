@@ -12,6 +12,7 @@ from ..functional import (
     equalization_weights,
     softmax_equalization_v1,
     weighted_sigmoid_cross_entropy,
+    without_object,
 )
 from ..registry import MODELS
 from .sigmoid import SigmoidLoss
@@ -41,8 +42,8 @@ class EqualizationLoss(SigmoidLoss):
         threshold (float): Count below which a class is rare; or, if below 1,
             its share of ``num_images``. Published for LVIS: shares of 1.77e-3
             (v0.5) and 1.1e-3 (v1).
-        num_images (int, optional): Training images, for a ``threshold`` that
-            is a share.
+        num_images (int, optional): Annotated training images, for a
+            ``threshold`` that is a share (LVIS v1: 99388).
         gamma (float): Probability in [0, 1] that the softmax form leaves out
             a rare class.
         count_unit (str, optional): Unit of the counts; that of the paper is
@@ -152,9 +153,7 @@ class EqualizationLoss(SigmoidLoss):
         dropped = tail & (
             torch.rand(logits.shape, device=logits.device) < self.gamma
         )
-        if labels.is_floating_point():
-            return dropped
-        return dropped & (labels < self.num_classes).unsqueeze(1)
+        return dropped & ~without_object(labels, self.num_classes)
 
     def scores(self, cls_score: Tensor) -> tuple[Tensor, Tensor]:
         if self.use_sigmoid:

@@ -95,9 +95,7 @@ class EqualizedFocalLoss(_EqualizedFocal):
 
     plain_form = 'plain focal loss'
 
-    def __init__(
-        self, *args: Any, alpha: float = 0.25, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, alpha: float = 0.25, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.alpha = self._check_number('alpha', alpha)
         if self.alpha > 1:

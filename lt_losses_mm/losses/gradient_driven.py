@@ -44,6 +44,11 @@ class GradientDrivenLoss(GradientStatistics, LongTailLoss):
         if hasattr(self, '_pending'):
             self.resize_statistics(num_classes)
 
+    def resize_statistics(self, num_classes: int) -> None:
+        # A checkpoint may be the first to tell the number of classes.
+        self._expected_classes = num_classes
+        super().resize_statistics(num_classes)
+
     @abstractmethod
     def gradient_sums(
         self,

@@ -70,7 +70,9 @@ class SigmoidEqualizationLoss(GradientDrivenLoss, SigmoidLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.gamma = self._check_number('gamma', gamma, low=0)
+        self.gamma = self._check_number('gamma', gamma)
+        if self.gamma <= 0:
+            raise ValueError(self._say('gamma', gamma, 'a number > 0'))
         self.mu = self._check_number('mu', mu)
         self.alpha = self._check_number('alpha', alpha, low=0)
 

@@ -1,7 +1,7 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Statistics that losses accumulate over a training."""
 
-from .gradients import GradientStatistics
+from .gradients import GradientStatistics, describe_health
 from .running import (
     RunningStatistics,
     commit_statistics,
@@ -15,6 +15,7 @@ __all__ = [
     'GradientStatistics',
     'RunningStatistics',
     'commit_statistics',
+    'describe_health',
     'discard_pending',
     'optimizer_steps',
     'reset_statistics',

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Mapping
 
 import torch
 from torch import Tensor
@@ -64,3 +64,19 @@ class GradientStatistics(RunningStatistics):
             saturated=self.saturated().double().mean().item(),
             unseen=1 - seen.double().mean().item(),
         )
+
+
+def describe_health(health: Mapping[str, Any]) -> str:
+    """The line of the log that says what :meth:`health` found.
+
+    Args:
+        health (Mapping): Its figures; NaN for a share that is not known.
+    """
+    saturated = health['saturated']
+    clamp = 'unknown share' if saturated != saturated else f'{saturated:.1%}'
+    return (
+        f'gradient ratio {health["min"]:.3g} min, '
+        f'{health["median"]:.3g} median, {health["max"]:.3g} max; '
+        f'{clamp} of classes at the clamp, '
+        f'{health["unseen"]:.1%} never seen positive'
+    )

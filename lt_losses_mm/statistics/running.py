@@ -27,10 +27,13 @@ from typing import Any, Iterator
 import torch
 from mmengine import dist
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+)
 
-# Optimizer steps without a commit before training stops: a few, because loops
-# with several optimizers commit once for all of them.
+# Optimizer steps that a loss took part in without a commit before it raises:
+# a few, because loops with several optimizers commit once for all of them.
 _PATIENCE = 10
 
 _alive: weakref.WeakSet[RunningStatistics] = weakref.WeakSet()
@@ -45,21 +48,27 @@ def optimizer_steps() -> int:
     return _optimizer_steps
 
 
-def _on_optimizer_step(*_: Any) -> None:
+def _on_optimizer_step(optimizer: Optimizer, *_: Any) -> None:
     global _optimizer_steps
+    # A fused optimizer is called all the same, and skips inside its kernel.
+    found_inf = getattr(optimizer, 'found_inf', None)
+    if found_inf is not None and found_inf.item():
+        return
     _optimizer_steps += 1
     for module in list(_alive):
-        if module._has_pending:
-            module._steps_without_commit += 1
-            if module._steps_without_commit >= _PATIENCE:
-                raise RuntimeError(
-                    f'{type(module).__name__}: {_PATIENCE} optimizer steps '
-                    'without a commit, so that its statistics stay as they '
-                    'were and it does not do what it is for. A Runner of '
-                    'MMEngine commits by itself (StatisticsHook); in a loop '
-                    'of your own call lt_losses_mm.commit_statistics(model) '
-                    'after optimizer.step()'
-                )
+        if not module._observed:
+            continue
+        module._observed = False
+        module._steps_without_commit += 1
+        if module._steps_without_commit >= _PATIENCE:
+            raise RuntimeError(
+                f'{type(module).__name__}: {_PATIENCE} optimizer steps '
+                'without a commit, so that its statistics stay as they were '
+                'and it does not do what it is for. A Runner of MMEngine '
+                'commits by itself (StatisticsHook); in a loop of your own '
+                'call lt_losses_mm.commit_statistics(model) after '
+                'optimizer.step()'
+            )
 
 
 # Global, because a loss does not know the optimizer that will train it.
@@ -95,7 +104,7 @@ class RunningStatistics(nn.Module):
         self._start_watch()
 
     def _start_watch(self) -> None:
-        self._has_pending = False
+        self._observed = False
         self._steps_without_commit = 0
         _alive.add(self)
 
@@ -118,7 +127,7 @@ class RunningStatistics(nn.Module):
         self._pending = self._pending.new_zeros(
             len(self.statistic_names), num_classes
         )
-        self._has_pending = False
+        self._observed = False
 
     def reset_statistics(self) -> None:
         """Forget everything, pending sums too."""
@@ -129,7 +138,7 @@ class RunningStatistics(nn.Module):
     def discard_pending(self) -> None:
         """Forget what has been observed since the last commit."""
         self._pending.zero_()
-        self._has_pending = False
+        self._observed = False
         self._steps_without_commit = 0
 
     def observe(self, **sums: Tensor) -> None:
@@ -139,7 +148,7 @@ class RunningStatistics(nn.Module):
         """
         rows = [sums[name] for name in self.statistic_names]
         self._pending += torch.stack(rows).to(self._pending.dtype)
-        self._has_pending = True
+        self._observed = True
 
     def commit(self, sums: Tensor | None = None) -> None:
         """Add pending sums to the buffers.
@@ -194,7 +203,8 @@ class RunningStatistics(nn.Module):
                     'checkpoint says; resume with the classes of training '
                     '(load_from, for other classes, starts statistics anew)'
                 )
-                args[-1].append(self.statistics_mismatch)
+        if self.statistics_mismatch:
+            args[-1].append(self.statistics_mismatch)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

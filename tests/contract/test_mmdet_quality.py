@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 from torch.testing import assert_close
 
@@ -45,14 +46,34 @@ GFL = dict(
 )
 HEADS = dict(
     GFLHead=GFL,
-    LDHead=GFL,
+    # Its default for loss_ld is no registered name.
+    LDHead=dict(
+        GFL, loss_ld=dict(type='KnowledgeDistillationKLDivLoss', T=10)
+    ),
     RTMDetHead=dict(
+        norm_cfg=dict(type='BN'),
         anchor_generator=POINTS,
         bbox_coder=dict(type='DistancePointBBoxCoder'),
         loss_bbox=dict(type='GIoULoss'),
         with_objectness=False,
         train_cfg=dict(
             assigner=dict(type='DynamicSoftLabelAssigner', topk=4),
+            allowed_border=-1,
+            pos_weight=-1,
+            debug=False,
+        ),
+    ),
+    TOODHead=dict(
+        norm_cfg=None,
+        anchor_type='anchor_free',
+        anchor_generator=ANCHORS,
+        loss_bbox=dict(type='GIoULoss'),
+        train_cfg=dict(
+            initial_epoch=0,
+            initial_assigner=dict(type='ATSSAssigner', topk=4),
+            assigner=dict(type='TaskAlignedAssigner', topk=4),
+            alpha=1,
+            beta=6,
             allowed_border=-1,
             pos_weight=-1,
             debug=False,
@@ -81,6 +102,13 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def epoch(monkeypatch):
+    """TOODHead looks up the epoch of the run."""
+    monkeypatch.setattr(MessageHub, '_instance_dict', {})
+    MessageHub.get_current_instance().update_info('epoch', 1)
+
+
 @pytest.fixture
 def eqfl(cfg):
     return cfg('EqualizedQualityFocalLoss', use_sigmoid=True)
@@ -88,13 +116,16 @@ def eqfl(cfg):
 
 def head_of(kind, loss_cls):
     torch.manual_seed(0)
+    if kind == 'TOODHead':
+        # It hands over probabilities, mmdet's own losses have the same key.
+        loss_cls = dict(loss_cls, activated=True)
     return MODELS.build(
         ConfigDict(
             type=kind,
             num_classes=C,
             in_channels=8,
             feat_channels=8,
-            stacked_convs=1,
+            stacked_convs=2,
             loss_cls=loss_cls,
             test_cfg=TEST_CFG,
             **HEADS[kind],
@@ -131,7 +162,7 @@ def total(losses):
 
 
 def classifier(head):
-    for name in ('gfl_cls', 'rtm_cls', 'vfnet_cls'):
+    for name in ('gfl_cls', 'rtm_cls', 'tood_cls', 'vfnet_cls'):
         if hasattr(head, name):
             return getattr(head, name)
 
@@ -198,11 +229,11 @@ def test_statistics_of_the_positives(kind, eqfl, midway, observed):
 @pytest.mark.parametrize('soft', [False, True])
 def test_a_pair_is_the_map_of_qualities(build, rows, observed, soft):
     """What GFL passes, and what VFNet passes, of the same boxes."""
-    logits, labels = rows(labels=6)
-    quality = torch.rand(12) if soft else torch.ones(12)
+    logits, labels = rows(labels=6, dtype=torch.float64)
+    quality = torch.rand(12).double() if soft else torch.ones(12).double()
     quality[3] = 0
     labels[:2], labels[4] = torch.tensor([5, -100]), 2
-    maps = torch.zeros(12, 5)
+    maps = torch.zeros(12, 5).double()
     kept = labels >= 0
     has = kept & (labels < 5)
     maps[has] = maps[has].scatter(1, labels[has, None], quality[has, None])

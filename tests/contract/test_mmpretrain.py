@@ -1,5 +1,7 @@
 """Through mmpretrain's heads and its data preprocessor."""
 
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -77,8 +79,8 @@ def targets(request):
 
 
 @pytest.mark.parametrize('kind', HEADS)
-def test_loss_and_predict(loss_type, cfg, kind, targets):
-    head = head_of(kind, cfg(loss_type))
+def test_loss_and_predict(loss_type, cfg, midway, kind, targets):
+    head = midway(head_of(kind, cfg(loss_type)))
     feats = features(kind)
     losses = head.loss(feats, targets)
     # A dict or another key would not reach the optimizer.
@@ -90,41 +92,76 @@ def test_loss_and_predict(loss_type, cfg, kind, targets):
     assert predicted[0].pred_score.shape == (C,)
 
 
+OWN = dict(
+    cross_entropy=dict(type='CrossEntropyLoss'),
+    binary_cross_entropy=dict(type='CrossEntropyLoss', use_sigmoid=True),
+    focal=dict(type='FocalLoss', gamma=2.0, alpha=0.25),
+    # With a quality of 1 and no alpha.
+    quality_focal=dict(type='FocalLoss', alpha=0.5, loss_weight=2.0),
+)
+
+
 @pytest.mark.parametrize('kind', ['linear', 'conformer'])
-def test_tau_zero_is_mmpretrains_own_loss(
-    loss_type, build, cfg, kind, targets
+def test_neutral_is_mmpretrains_own_loss(
+    loss_type, neutral_cfg, plain_form, kind, targets
 ):
-    sigmoid = build(loss_type).use_sigmoid
-    ours = head_of(kind, cfg(loss_type, tau=0))
+    form = plain_form(loss_type)
     soft = 'gt_score' in targets[0]
-    theirs = head_of(
-        kind,
-        dict(
-            type='CrossEntropyLoss',
-            use_sigmoid=sigmoid,
-            use_soft=soft and not sigmoid,
-        ),
-    )
-    theirs.load_state_dict(ours.state_dict(), strict=False)
-    if sigmoid and not soft:
+    theirs = dict(OWN[form])
+    if form == 'cross_entropy':
+        theirs['use_soft'] = soft
+    if form == 'binary_cross_entropy' and not soft:
         pytest.skip("mmpretrain's BCE takes no index labels")
+    if 'focal' in form and soft and not one_hot(targets):
+        pytest.skip("mmpretrain's focal loss knows no soft labels")
+    ours = head_of(kind, neutral_cfg(loss_type))
+    theirs = head_of(kind, theirs)
+    theirs.load_state_dict(ours.state_dict(), strict=False)
     feats = features(kind)
     assert_close(
         ours.loss(feats, targets)['loss'], theirs.loss(feats, targets)['loss']
     )
 
 
-def test_prediction_never_contains_the_prior(loss_type, cfg, counts):
+def one_hot(targets):
+    return all(t.gt_score.max() == 1 for t in targets)
+
+
+def test_prediction_never_contains_the_prior(loss_type, settings, midway):
     feats = features('linear')
     scores = []
-    for tau, class_counts in ((0, counts), (2.0, counts), (1.0, [1.0] * C)):
+    for config in settings(loss_type):
         torch.manual_seed(0)
-        head = head_of(
-            'linear', cfg(loss_type, tau=tau, class_counts=class_counts)
-        )
+        head = midway(head_of('linear', config))
         scores.append(head.predict(feats)[0].pred_score)
-    assert_close(scores[1], scores[0], rtol=0, atol=0)
-    assert_close(scores[2], scores[0], rtol=0, atol=0)
+    assert len(scores) > 1
+    for score in scores[1:]:
+        assert_close(score, scores[0], rtol=0, atol=0)
+
+
+def test_a_mixed_image_is_observed_as_a_mixture(
+    gradient_type, cfg, midway, observed
+):
+    """Positive with the weight of its class, negative with the rest."""
+    head = midway(head_of('linear', cfg(gradient_type)))
+    mixed = DataSample().set_gt_score(torch.tensor([0.7, 0, 0, 0.3, 0]))
+    feats = features('linear')[0][:1]
+    head.loss((feats,), [mixed])
+    (sums,) = observed(head)
+    parts = []
+    for label in (0, 3):
+        other = copy.deepcopy(head)
+        other.loss_module.discard_pending()
+        other.loss((feats,), samples((label,)))
+        parts += observed(other)
+    expected = {
+        name: 0.7 * parts[0][name] + 0.3 * parts[1][name] for name in sums
+    }
+    if gradient_type == 'EqualizedQualityFocalLoss':
+        # Scores are qualities, of which each makes a whole positive.
+        assert sums['pos_count'].tolist() == [1, 0, 0, 1, 0]
+        return
+    assert_close(sums, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_training_accuracy(loss_type, cfg):
@@ -140,31 +177,25 @@ def test_training_accuracy(loss_type, cfg):
         [[1], [2], [3], [4]],
     ],
 )
-def test_multi_label(sigmoid_type, cfg, labels):
-    head = MODELS.build(
-        dict(
-            type='MultiLabelLinearClsHead',
-            in_channels=8,
-            num_classes=C,
-            loss=cfg(sigmoid_type),
+def test_multi_label(
+    sigmoid_type, cfg, neutral_cfg, plain_form, midway, observed, labels
+):
+    head, plain, theirs = (
+        MODELS.build(
+            dict(
+                type='MultiLabelLinearClsHead',
+                in_channels=8,
+                num_classes=C,
+                loss=loss,
+            )
+        )
+        for loss in (
+            cfg(sigmoid_type),
+            neutral_cfg(sigmoid_type),
+            OWN[plain_form(sigmoid_type)],
         )
     )
-    plain = MODELS.build(
-        dict(
-            type='MultiLabelLinearClsHead',
-            in_channels=8,
-            num_classes=C,
-            loss=cfg(sigmoid_type, tau=0),
-        )
-    )
-    theirs = MODELS.build(
-        dict(
-            type='MultiLabelLinearClsHead',
-            in_channels=8,
-            num_classes=C,
-            loss=dict(type='CrossEntropyLoss', use_sigmoid=True),
-        )
-    )
+    midway(head)
     for other in (plain, theirs):
         other.fc.load_state_dict(head.fc.state_dict())
     data = []
@@ -181,6 +212,10 @@ def test_multi_label(sigmoid_type, cfg, labels):
     )
     for a, b in zip(head.predict(feats), theirs.predict(feats)):
         assert_close(a.pred_score, b.pred_score, rtol=0, atol=0)
+    # Each label of an image is a positive of its class.
+    for sums in observed(head):
+        expected = sum(sample.gt_score for sample in data).double()
+        assert_close(sums['pos_count'], expected)
 
 
 def test_multi_label_base_head(sigmoid_type, cfg):

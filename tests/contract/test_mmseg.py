@@ -92,8 +92,8 @@ def with_index(kind):
 
 @pytest.mark.parametrize('ignored', [(), (0,), (0, 1)], ids=str)
 @pytest.mark.parametrize('kind', HEADS)
-def test_loss_and_predict(loss_type, cfg, build, kind, ignored):
-    head = head_of(kind, cfg(loss_type), **with_index(kind))
+def test_loss_and_predict(loss_type, cfg, build, midway, kind, ignored):
+    head = midway(head_of(kind, cfg(loss_type), **with_index(kind)))
     maps, data = features(kind), samples(ignored)
     losses = head.loss(maps, data, None)
     name = build(loss_type).loss_name
@@ -119,10 +119,10 @@ def test_loss_and_predict(loss_type, cfg, build, kind, ignored):
     ],
     ids=str,
 )
-def test_tau_zero_is_mmsegs_own_loss(softmax_type, cfg, keys):
+def test_neutral_is_mmsegs_own_loss(softmax_type, neutral_cfg, keys):
     ours = head_of(
         'fcn',
-        cfg(softmax_type, tau=0, **keys),
+        neutral_cfg(softmax_type, **keys),
         in_index=0,
     )
     theirs = head_of(
@@ -135,32 +135,68 @@ def test_tau_zero_is_mmsegs_own_loss(softmax_type, cfg, keys):
     assert_close(a[ours.loss_decode.loss_name], b['loss_ce'])
 
 
-def test_prediction_never_contains_the_prior(loss_type, cfg, counts):
+def test_neutral_is_the_plain_loss(
+    sigmoid_type, neutral_cfg, plain, plain_form
+):
+    """Mmseg's own BCE divides by the number of classes, too."""
+    ours = head_of('fcn', neutral_cfg(sigmoid_type), in_index=0)
+    logits, data = torch.randn(2, C, 16, 16), samples()
+    a = ours.loss_by_feat(logits, data)[ours.loss_decode.loss_name]
+    kept = stack(data) != 255
+    rows = plain(
+        sigmoid_type, logits.movedim(1, -1)[kept], stack(data)[kept]
+    )
+    assert_close(a, rows.sum() / kept.numel())
+    if plain_form(sigmoid_type) == 'binary_cross_entropy':
+        own = dict(type='CrossEntropyLoss', use_sigmoid=True)
+        theirs = head_of('fcn', own, in_index=0)
+        b = theirs.loss_by_feat(logits, data)['loss_ce']
+        assert_close(a, C * b)
+
+
+def test_prediction_never_contains_the_prior(loss_type, settings, midway):
     maps, scores = features('fcn'), []
-    for tau, class_counts in ((0, counts), (2.0, counts), (1.0, [1.0] * C)):
+    for config in settings(loss_type):
         torch.manual_seed(0)
-        head = head_of(
-            'fcn',
-            cfg(loss_type, tau=tau, class_counts=class_counts),
-            in_index=0,
-        ).eval()
+        head = midway(head_of('fcn', config, in_index=0).eval())
         scores.append(
             head.predict(
                 maps, [dict(img_shape=(16, 16))] * 2, ConfigDict(mode='whole')
             )
         )
-    assert_close(scores[1], scores[0], rtol=0, atol=0)
-    assert_close(scores[2], scores[0], rtol=0, atol=0)
+    assert len(scores) > 1
+    for score in scores[1:]:
+        assert_close(score, scores[0], rtol=0, atol=0)
+
+
+def test_statistics_are_sums_over_pixels(
+    gradient_type, cfg, build, midway, observed
+):
+    """Of the labelled ones, at the size of the labels."""
+    head = midway(head_of('fcn', cfg(gradient_type), in_index=0))
+    logits, data = torch.randn(2, C, 16, 16), samples((0,))
+    head.loss_by_feat(logits, data)
+    labels = stack(data)
+    kept = labels != 255
+    assert 0 < kept.sum() < 256
+    alone = build(gradient_type)
+    alone(logits.movedim(1, -1)[kept], labels[kept])
+    assert_close(observed(head), observed(alone), rtol=1e-5, atol=1e-5)
+    (sums,) = observed(head)
+    expected = labels[kept].bincount(minlength=C).double()
+    assert_close(sums['pos_count'], expected)
 
 
 @pytest.mark.parametrize('thresh', [None, 0.7])
-def test_ohem_sampler(loss_type, cfg, build, thresh):
+def test_ohem_sampler(loss_type, cfg, build, midway, observed, thresh):
     """Without a threshold the sampler asks the loss which pixels are hard."""
-    head = head_of(
-        'fcn',
-        cfg(loss_type),
-        in_index=0,
-        sampler=dict(type='OHEMPixelSampler', thresh=thresh, min_kept=20),
+    head = midway(
+        head_of(
+            'fcn',
+            cfg(loss_type),
+            in_index=0,
+            sampler=dict(type='OHEMPixelSampler', thresh=thresh, min_kept=20),
+        )
     )
     logits = torch.randn(2, C, 16, 16, requires_grad=True)
     data = samples()
@@ -179,6 +215,10 @@ def test_ohem_sampler(loss_type, cfg, build, thresh):
             rows[chosen].sort().values,
             rows.flatten().topk(40).values.sort().values,
         )
+    # The sampler's look at all pixels is not observed.
+    for sums in observed(head):
+        hard = stack(data)[chosen].bincount(minlength=C)
+        assert_close(sums['pos_count'], hard.double())
 
 
 def test_two_losses_and_two_names(loss_type, cfg):

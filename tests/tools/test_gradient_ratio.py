@@ -147,7 +147,7 @@ def test_clamp_is_that_of_the_config(train, run, figures):
 def test_clamp_without_a_config(train, run, figures, tmp_path):
     path, loss = train(with_config=False)
     out = run(path, '--csv', 'table.csv')
-    assert 'the checkpoint does not tell the loss) at the clamp' in out
+    assert 'unknown share of classes at the clamp' in out
     assert not any('clamp' in text for text in legend(figures[0]))
     # Nor has it class counts.
     rows = list(csv.DictReader((tmp_path / 'table.csv').open()))

@@ -1,0 +1,428 @@
+"""What a Runner tells the heads of the hosts, before training starts.
+
+The heads belong to the model, but are not called: what is looked at happens
+before the first batch.
+"""
+
+import math
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from lt_losses_mm.losses import GradientDrivenLoss, LongTailLoss
+from lt_losses_mm.registry import MODELS
+
+C = 3
+PRIOR = math.log(0.001 / 0.999)
+QUIET = dict(type='lt_losses_mm.StatisticsHook', interval=0, draw=False)
+
+LOSSES = {
+    name: cls
+    for name, cls in sorted(MODELS.module_dict.items())
+    if issubclass(cls, LongTailLoss)
+}
+SIGMOID = [name for name, cls in LOSSES.items() if cls.use_sigmoid]
+DRIVEN = [n for n, c in LOSSES.items() if issubclass(c, GradientDrivenLoss)]
+
+ROI = dict(in_channels=4, roi_feat_size=1, fc_out_channels=8)
+ANCHORS = dict(
+    type='AnchorGenerator', ratios=[1.0], scales=[2.0], strides=[8]
+)
+DENSE = dict(in_channels=8, feat_channels=8, anchor_generator=ANCHORS)
+
+# Host, key of the loss, other arguments.
+HEADS = dict(
+    BBoxHead=('mmdet', 'loss_cls', dict(in_channels=4, roi_feat_size=1)),
+    Shared2FCBBoxHead=('mmdet', 'loss_cls', ROI),
+    RetinaHead=('mmdet', 'loss_cls', DENSE),
+    ATSSHead=('mmdet', 'loss_cls', dict(DENSE, norm_cfg=None)),
+    GFLHead=('mmdet', 'loss_cls', dict(DENSE, norm_cfg=None)),
+    RTMDetHead=(
+        'mmdet',
+        'loss_cls',
+        dict(DENSE, norm_cfg=None, with_objectness=False),
+    ),
+    RTMDetSepBNHead=('mmdet', 'loss_cls', dict(DENSE, with_objectness=False)),
+    TOODHead=('mmdet', 'loss_cls', dict(DENSE, norm_cfg=None)),
+    VFNetHead=('mmdet', 'loss_cls', dict(in_channels=8, norm_cfg=None)),
+    LinearClsHead=('mmpretrain', 'loss', dict(in_channels=8)),
+    MultiLabelLinearClsHead=('mmpretrain', 'loss', dict(in_channels=8)),
+    FCNHead=('mmseg', 'loss_decode', dict(in_channels=8, channels=8)),
+    SegformerHead=(
+        'mmseg',
+        'loss_decode',
+        dict(in_channels=[8, 8], in_index=[0, 1], channels=8),
+    ),
+)
+
+
+def host_build(host, cfg):
+    registry = pytest.importorskip(f'{host}.registry')
+    pytest.importorskip(f'{host}.models')
+    # A Runner leaves its own scope behind.
+    with DefaultScope.overwrite_default_scope(host):
+        return registry.MODELS.build(ConfigDict(cfg))
+
+
+def build_head(kind, loss, **kwargs):
+    """A head as its host builds it; ``loss`` is a name or a config."""
+    host, key, arguments = HEADS[kind]
+    if isinstance(loss, str):
+        loss = dict(type=f'lt_losses_mm.{loss}')
+        if LOSSES[loss['type'].split('.')[1]].uses_counts:
+            loss['class_counts'] = [6, 3, 1]
+        if 'anchor_generator' in arguments or kind == 'VFNetHead':
+            loss['use_sigmoid'] = True
+    cfg = dict(arguments, type=kind, num_classes=C, **{key: loss}, **kwargs)
+    return host_build(host, cfg)
+
+
+@pytest.fixture
+def train(make_runner):
+    """Train a model that has the given head besides its own."""
+
+    def run(head, **kwargs):
+        runner = make_runner(
+            dict(type='lt_losses_mm.BalancedSoftmaxLoss'),
+            custom_hooks=[QUIET],
+            val_dataloader=False,
+            val_cfg=False,
+            val_evaluator=False,
+            **kwargs,
+        )
+        runner.model.extra = head
+        runner.train()
+        return runner
+
+    return run
+
+
+def messages(log, what):
+    return [r.getMessage() for r in log[0] if what in r.getMessage()]
+
+
+# -------------------------------------------------------------- initial bias
+CLASSIFIERS = dict(
+    BBoxHead='fc_cls',
+    Shared2FCBBoxHead='fc_cls',
+    LinearClsHead='fc',
+    MultiLabelLinearClsHead='fc',
+    FCNHead='conv_seg',
+    SegformerHead='conv_seg',
+)
+
+
+@pytest.mark.parametrize('kind', CLASSIFIERS)
+def test_initial_bias_of_each_kind_of_head(train, log, kind):
+    head = build_head(kind, 'SigmoidEqualizationLoss')
+    train(head)
+    classifier = getattr(head, CLASSIFIERS[kind])
+    assert classifier.bias.tolist() == pytest.approx([PRIOR] * len(classifier.bias))
+    # As the host does, and as the recipes do.
+    assert 0 < classifier.weight.std() < 0.02
+    (told,) = messages(log, 'bias of')
+    assert CLASSIFIERS[kind] in told and '-6.91' in told and 'extra' in told
+
+
+@pytest.mark.parametrize('name', SIGMOID)
+def test_initial_bias_of_each_sigmoid_loss(train, name):
+    head = build_head('Shared2FCBBoxHead', name)
+    columns = head.fc_cls.out_features
+    assert columns == C + (name == 'SigmoidEqualizationLoss')
+    train(head)
+    assert head.fc_cls.bias.tolist() == pytest.approx([PRIOR] * columns)
+    other = head.fc_reg.bias
+    assert not other.any()
+
+
+def test_initial_bias_may_be_chosen_or_left_to_the_head(train):
+    loss = dict(type='lt_losses_mm.SigmoidEqualizationLoss')
+    chosen = build_head('BBoxHead', dict(loss, bias_prior=0.05))
+    train(chosen)
+    expected = math.log(0.05 / 0.95)
+    assert chosen.fc_cls.bias.tolist() == pytest.approx([expected] * 4)
+    left = build_head('BBoxHead', dict(loss, bias_prior=None))
+    train(left)
+    assert not left.fc_cls.bias.any()
+
+
+def test_softmax_losses_leave_the_bias_alone(train, log):
+    losses = [n for n in LOSSES if n not in SIGMOID]
+    configs = [
+        *losses,
+        dict(
+            type='lt_losses_mm.EqualizationLoss',
+            class_counts=[6, 3, 1],
+            use_sigmoid=False,
+        ),
+    ]
+    for loss in configs:
+        head = build_head('Shared2FCBBoxHead', loss)
+        train(head)
+        assert not head.fc_cls.bias.any()
+    assert not messages(log, 'bias of')
+
+
+@pytest.mark.parametrize(
+    'kind, attribute',
+    [
+        ('RetinaHead', 'retina_cls'),
+        ('ATSSHead', 'atss_cls'),
+        ('GFLHead', 'gfl_cls'),
+    ],
+)
+def test_dense_heads_have_a_prior_of_their_own(train, log, kind, attribute):
+    head = build_head(kind, 'EqualizedQualityFocalLoss')
+    train(head)
+    own = math.log(0.01 / 0.99)
+    bias = getattr(head, attribute).bias
+    assert bias.tolist() == pytest.approx([own] * C)
+    assert not messages(log, 'bias of')
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_checkpoint_wins_over_the_initial_bias(
+    train, make_runner, tmp_path, resume
+):
+    head = build_head('Shared2FCBBoxHead', 'SigmoidEqualizationLoss')
+    runner = train(head)
+    path = str(tmp_path / 'epoch_1.pth')
+    saved = torch.load(path, weights_only=False)
+    saved['state_dict']['extra.fc_cls.bias'] = torch.arange(C + 1.0)
+    torch.save(saved, path)
+    head = build_head('Shared2FCBBoxHead', 'SigmoidEqualizationLoss')
+    how = dict(load_from=path, resume=resume)
+    if resume:
+        how['train_cfg'] = dict(by_epoch=True, max_epochs=2)
+    runner = train(head, **how)
+    assert runner.epoch == (2 if resume else 1)
+    assert head.fc_cls.bias.tolist() == [0, 1, 2, 3]
+
+
+def test_a_head_that_is_a_plain_module(make_runner):
+    """PlaneHead is no BaseModule, so that nothing initialises it."""
+    runner = make_runner(
+        dict(type='lt_losses_mm.SigmoidEqualizationLoss'),
+        custom_hooks=[QUIET],
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-9)),
+    )
+    runner.train()
+    bias = runner.model.head.fc.bias
+    assert bias.tolist() == pytest.approx([PRIOR] * C)
+
+
+@pytest.mark.parametrize('kind', ['vit', 'dii', 'ddr'])
+def test_what_is_told_about_the_bias_is_true(train, log, kind):
+    """Heads that name the classifier otherwise, or initialise it later."""
+    loss = dict(type='lt_losses_mm.SigmoidEqualizationLoss')
+    if kind == 'vit':
+        head = host_build(
+            'mmpretrain',
+            dict(
+                type='VisionTransformerClsHead',
+                num_classes=C,
+                in_channels=8,
+                loss=loss,
+            ),
+        )
+        classifier = head.layers.head
+    elif kind == 'dii':
+        head = host_build(
+            'mmdet',
+            dict(
+                type='DIIHead',
+                num_classes=C,
+                num_ffn_fcs=2,
+                num_heads=2,
+                num_cls_fcs=1,
+                num_reg_fcs=1,
+                feedforward_channels=8,
+                in_channels=8,
+                dynamic_conv_cfg=dict(
+                    type='DynamicConv',
+                    in_channels=8,
+                    feat_channels=4,
+                    out_channels=8,
+                    input_feat_shape=7,
+                ),
+                loss_cls=loss,
+                loss_iou=dict(type='GIoULoss'),
+            ),
+        )
+        classifier = head.fc_cls
+    else:
+        head = host_build(
+            'mmseg',
+            dict(
+                type='DDRHead',
+                in_channels=4,
+                channels=4,
+                num_classes=C,
+                norm_cfg=dict(type='BN'),
+                loss_decode=[loss, loss],
+            ),
+        )
+        classifier = head.conv_seg
+    train(head)
+    started = bool(messages(log, 'bias of'))
+    is_prior = torch.allclose(classifier.bias, torch.tensor(PRIOR))
+    assert started == is_prior
+    if kind == 'dii':
+        own = math.log(0.01 / 0.99)
+        assert classifier.bias.tolist() == pytest.approx([own] * C)
+    else:
+        assert messages(log, 'bias_prior')
+
+
+# ------------------------------------------------------------------- quality
+QUALITY_HEADS = [
+    'GFLHead',
+    'RTMDetHead',
+    'RTMDetSepBNHead',
+    'TOODHead',
+    'VFNetHead',
+]
+
+
+@pytest.mark.parametrize('kind', QUALITY_HEADS)
+def test_heads_that_learn_a_quality_refuse_other_losses(train, kind):
+    for name, cls in LOSSES.items():
+        if cls.takes_quality or not cls.use_sigmoid:
+            continue
+        head = build_head(kind, name)
+        with pytest.raises(
+            ValueError,
+            match=f'extra.loss_cls.*{name}.*{kind}.*EqualizedQualityFocalLoss',
+        ):
+            train(head)
+
+
+@pytest.mark.parametrize('kind', [k for k in QUALITY_HEADS if k[0] != 'T'])
+def test_heads_that_learn_a_quality_take_eqfl(train, kind):
+    head = build_head(kind, 'EqualizedQualityFocalLoss')
+    train(head)
+    assert head.loss_cls.num_classes == C
+
+
+@pytest.mark.parametrize('activated', [None, False, True])
+def test_tood_hands_over_probabilities(train, activated):
+    """As logits they would make a loss that looks fine and learns nothing."""
+    loss = dict(
+        type='lt_losses_mm.EqualizedQualityFocalLoss', use_sigmoid=True
+    )
+    if activated is not None:
+        loss['activated'] = activated
+    head = build_head('TOODHead', loss)
+    if activated:
+        train(head)
+        return
+    with pytest.raises(ValueError, match='extra.loss_cls.*activated=True'):
+        train(head)
+
+
+def test_first_loss_of_tood_gets_probabilities_too(train):
+    loss = dict(
+        type='lt_losses_mm.EqualizedQualityFocalLoss',
+        use_sigmoid=True,
+        activated=True,
+    )
+    focal = dict(type='lt_losses_mm.EqualizedFocalLoss', use_sigmoid=True)
+    train_cfg = dict(
+        initial_epoch=4,
+        initial_assigner=dict(type='ATSSAssigner', topk=4),
+        assigner=dict(type='TaskAlignedAssigner', topk=4),
+        alpha=1,
+        beta=6,
+    )
+    head = build_head(
+        'TOODHead', loss, initial_loss_cls=focal, train_cfg=train_cfg
+    )
+    with pytest.raises(ValueError, match='extra.initial_loss_cls.*TOODHead'):
+        train(head)
+    head = build_head(
+        'TOODHead', loss, initial_loss_cls=loss, train_cfg=train_cfg
+    )
+    train(head)
+
+
+def test_vfnet_without_varifocal_loss_takes_labels(train):
+    focal = dict(type='lt_losses_mm.EqualizedFocalLoss', use_sigmoid=True)
+    head = build_head(
+        'VFNetHead',
+        dict(type='VarifocalLoss', use_sigmoid=True),
+        loss_cls_fl=focal,
+        use_vfl=False,
+    )
+    train(head)
+    assert head.loss_cls.num_classes == C
+
+
+# --------------------------------------------------------- number of classes
+@pytest.mark.parametrize('kind', ['RetinaHead', 'LinearClsHead', 'FCNHead'])
+@pytest.mark.parametrize('name', DRIVEN)
+def test_the_head_tells_the_number_of_classes(train, monkeypatch, kind, name):
+    """A config of such a loss needs no key at all, nor the data counted."""
+    loss = dict(type=f'lt_losses_mm.{name}')
+    if kind == 'RetinaHead':
+        loss['use_sigmoid'] = LOSSES[name].use_sigmoid
+    head = build_head(kind, loss)
+    (loss,) = (m for m in head.modules() if isinstance(m, GradientDrivenLoss))
+    assert not hasattr(loss, 'num_classes')
+    train(head)
+    assert loss.num_classes == C
+    assert {s.numel() for s in loss.statistics.values()} == {C}
+    assert not loss.class_counts.numel()
+
+
+@pytest.mark.parametrize('name', DRIVEN)
+def test_another_number_than_the_heads_is_an_error(train, name):
+    loss = dict(type=f'lt_losses_mm.{name}', num_classes=4)
+    with pytest.raises(
+        ValueError, match='extra.*num_classes of 4.*num_classes=3'
+    ):
+        train(build_head('LinearClsHead', loss))
+
+
+@pytest.mark.parametrize('name', DRIVEN)
+def test_counts_for_plots_may_be_counted(train, name):
+    loss = dict(type=f'lt_losses_mm.{name}', class_counts='auto')
+    head = build_head('LinearClsHead', loss)
+    train(head)
+    assert head.loss_module.class_counts.tolist() == [6, 3, 1]
+
+
+def test_losses_without_a_prior_correct_nothing_twice(train, loader, log):
+    balanced = dict(type='ClassBalancedDataset', oversample_thr=0.9)
+    head = nn.ModuleList(
+        build_head(
+            'LinearClsHead',
+            dict(type=f'lt_losses_mm.{name}', class_counts=[6, 3, 1]),
+        )
+        for name in DRIVEN
+    )
+    train(head, train=loader(wrapper=balanced))
+    assert not messages(log, 'Double correction')
+
+
+@pytest.mark.parametrize('kind', ['LinearClsHead', 'FCNHead'])
+def test_eql_without_background(train, log, kind):
+    """Then nothing is ever a negative of a rare class."""
+    softmax = dict(
+        type='lt_losses_mm.EqualizationLoss',
+        class_counts=[6, 3, 1],
+        use_sigmoid=False,
+    )
+    train(build_head(kind, softmax))
+    assert not messages(log, 'no rows of background')
+    train(build_head(kind, 'EqualizationLoss'))
+    (told,) = messages(log, 'no rows of background')
+    assert 'extra' in told and 'use_sigmoid=False' in told
+
+
+def test_eql_with_background(train, log):
+    train(build_head('Shared2FCBBoxHead', 'EqualizationLoss'))
+    train(build_head('RetinaHead', 'EqualizationLoss'))
+    assert not messages(log, 'no rows of background')

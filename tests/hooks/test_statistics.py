@@ -1,0 +1,357 @@
+"""Statistics of losses through the real Runner."""
+
+import pytest
+import torch
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
+from torch.testing import assert_close
+
+from lt_losses_mm.hooks import StatisticsHook
+from lt_losses_mm.hooks.statistics import _was_due
+from lt_losses_mm.statistics import RunningStatistics
+
+LOSS = dict(type='lt_losses_mm.SigmoidEqualizationLoss', bias_prior=None)
+QUIET = dict(type='lt_losses_mm.StatisticsHook', interval=0, draw=False)
+DRIVEN = [
+    'SigmoidEqualizationLoss',
+    'SoftmaxEqualizationLoss',
+    'EqualizedFocalLoss',
+    'EqualizedQualityFocalLoss',
+]
+
+
+@pytest.fixture
+def make(make_runner):
+
+    def build(loss=None, hook=None, **kwargs):
+        return make_runner(
+            {**LOSS, **(loss or {})},
+            custom_hooks=[{**QUIET, **(hook or {})}],
+            **kwargs,
+        )
+
+    return build
+
+
+@pytest.fixture
+def commits(monkeypatch):
+    """Pending sums at each commit."""
+    seen = []
+    commit = RunningStatistics.commit
+
+    def spy(self, sums=None):
+        seen.append(self._pending.clone() if sums is None else sums.clone())
+        return commit(self, sums)
+
+    monkeypatch.setattr(RunningStatistics, 'commit', spy)
+    return seen
+
+
+def loss_of(runner):
+    return runner.model.head.loss_module
+
+
+def state_of(runner):
+    return {k: v.clone() for k, v in loss_of(runner).statistics.items()}
+
+
+def messages(log, what):
+    return [r.getMessage() for r in log[0] if what in r.getMessage()]
+
+
+@pytest.mark.parametrize('named', [True, False])
+def test_each_runner_has_one(make_runner, named):
+    hooks = dict(custom_hooks=[dict(QUIET)]) if named else {}
+    runner = make_runner(**hooks)
+    found = [h for h in runner.hooks if isinstance(h, StatisticsHook)]
+    assert len(found) == 1
+    assert found[0].interval == (0 if named else 500)
+
+
+@pytest.mark.parametrize('name', DRIVEN)
+def test_a_loss_learns_its_classes_and_its_statistics(make_runner, name):
+    runner = make_runner(
+        dict(type=f'lt_losses_mm.{name}'), custom_hooks=[dict(QUIET)]
+    )
+    runner.train()
+    loss = loss_of(runner)
+    assert loss.num_classes == 3
+    # Ten images, seen once.
+    assert loss.pos_count.tolist() == [6, 3, 1]
+    assert (loss.pos_grad > 0).all() and (loss.neg_grad > 0).all()
+    assert not loss._pending.any()
+
+
+def test_one_commit_a_step(make, commits):
+    make().train()
+    assert [c[2].sum().item() for c in commits] == [5, 5]
+
+
+def test_gradient_accumulation_commits_with_the_step(make, loader, commits):
+    train = dict(loader(), batch_size=2)
+    runner = make(
+        train=train,
+        optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=0.1), accumulative_counts=2
+        ),
+    )
+    runner.train()
+    # Five batches of two: the fifth is a step of its own.
+    assert [c[2].sum().item() for c in commits] == [4, 4, 2]
+
+
+def test_a_skipped_step_leaves_no_trace(make, monkeypatch, commits):
+    """As a gradient scaler does on inf: no optimizer.step()."""
+    calls = []
+
+    def step(self, **kwargs):
+        calls.append(1)
+        if len(calls) != 1:
+            self.optimizer.step(**kwargs)
+
+    monkeypatch.setattr(OptimWrapper, 'step', step)
+    runner = make()
+    runner.train()
+    assert len(calls) == 2
+    assert [c[2].sum().item() for c in commits] == [5]
+    assert loss_of(runner).pos_count.sum() == 5
+
+
+def test_a_gradient_scaler_that_skips(make, commits):
+    """The real one of PyTorch, on the CPU, with a gradient of inf."""
+    from torch.amp import GradScaler
+
+    runner = make()
+    scaler = GradScaler('cpu', init_scale=2.0**16)
+    batches = []
+
+    def step(self, **kwargs):
+        batches.append(1)
+        if len(batches) == 1:
+            for p in runner.model.parameters():
+                p.grad.fill_(torch.inf)
+        scaler.scale(torch.zeros(()))
+        scaler.step(self.optimizer)
+        scaler.update()
+
+    runner.optim_wrapper  # a config until training builds it
+    original = OptimWrapper.step
+    OptimWrapper.step = step
+    try:
+        runner.train()
+    finally:
+        OptimWrapper.step = original
+    assert [c[2].sum().item() for c in commits] == [5]
+
+
+def test_several_optimizers():
+    class Due(OptimWrapper):
+        def __init__(self, due):
+            self._due = due
+
+        def should_update(self):
+            return self._due
+
+    yes, no = Due(True), Due(False)
+    assert _was_due(yes) and not _was_due(no)
+    assert _was_due(OptimWrapperDict(a=yes, b=yes))
+    assert not _was_due(OptimWrapperDict(a=yes, b=no))
+    assert issubclass(AmpOptimWrapper, OptimWrapper)
+
+
+def test_statistics_are_resumed_exactly(make, tmp_path):
+    whole = make(train_cfg=dict(by_epoch=True, max_epochs=3))
+    whole.train()
+    first = make(
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        work_dir=str(tmp_path / 'b'),
+    )
+    first.train()
+    second = make(
+        train_cfg=dict(by_epoch=True, max_epochs=3),
+        work_dir=str(tmp_path / 'b'),
+        resume=True,
+    )
+    second.train()
+    for name, value in state_of(whole).items():
+        assert_close(state_of(second)[name], value, rtol=0, atol=0)
+    assert loss_of(second).pos_count.tolist() == [18, 9, 3]
+
+
+@pytest.mark.parametrize('keep', [False, True])
+def test_fine_tuning_starts_anew(make, tmp_path, log, keep):
+    make().train()
+    tuned = make(
+        hook=dict(keep_on_load=keep),
+        load_from=str(tmp_path / 'epoch_1.pth'),
+        work_dir=str(tmp_path / 'b'),
+    )
+    tuned.train()
+    assert loss_of(tuned).pos_count.tolist() == [
+        n * (1 + keep) for n in (6, 3, 1)
+    ]
+    assert len(messages(log, 'are dropped')) == (not keep)
+
+
+def test_resuming_with_other_classes_is_an_error(make, loader, tmp_path):
+    make().train()
+    other = make(
+        num_classes=4,
+        train=loader((4, 3, 2, 1)),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        resume=True,
+    )
+    with pytest.raises(
+        ValueError,
+        match=r'head.loss_module.*num_classes=4, expected 3.*resume',
+    ):
+        other.train()
+
+
+def test_fine_tuning_for_other_classes_goes_on(make, loader, tmp_path):
+    make().train()
+    other = make(
+        num_classes=4,
+        train=loader((4, 3, 2, 1)),
+        load_from=str(tmp_path / 'epoch_1.pth'),
+        work_dir=str(tmp_path / 'b'),
+    )
+    other.train()
+    assert loss_of(other).pos_count.tolist() == [4, 3, 2, 1]
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_averaging_of_weights_leaves_statistics_alone(
+    make_runner, make, tmp_path, update_buffers
+):
+    plain = make(train_cfg=dict(by_epoch=True, max_epochs=2))
+    plain.train()
+    averaged = make_runner(
+        LOSS,
+        custom_hooks=[
+            dict(QUIET),
+            dict(type='EMAHook', momentum=0.5, update_buffers=update_buffers),
+        ],
+        train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1),
+        work_dir=str(tmp_path / 'b'),
+    )
+    averaged.train()
+    for name, value in state_of(plain).items():
+        assert_close(state_of(averaged)[name], value, rtol=0, atol=0)
+        saved = torch.load(tmp_path / 'b' / 'epoch_2.pth', weights_only=False)
+        key = f'head.loss_module.{name}'
+        assert_close(saved['state_dict'][key], value, rtol=0, atol=0)
+        assert_close(
+            saved['ema_state_dict'][f'module.{key}'], value, rtol=0, atol=0
+        )
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_averaging_of_weights_resumes_exactly(
+    make_runner, tmp_path, update_buffers
+):
+    def run(folder, epochs, **kwargs):
+        runner = make_runner(
+            LOSS,
+            custom_hooks=[
+                dict(QUIET),
+                dict(
+                    type='EMAHook',
+                    momentum=0.5,
+                    update_buffers=update_buffers,
+                ),
+            ],
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            work_dir=str(tmp_path / folder),
+            **kwargs,
+        )
+        runner.train()
+        return runner
+
+    whole = run('a', 3)
+    run('b', 2)
+    resumed = run('b', 3, resume=True)
+    for name, value in state_of(whole).items():
+        assert_close(state_of(resumed)[name], value, rtol=0, atol=0)
+
+
+def test_validation_and_test_change_nothing(make):
+    runner = make()
+    runner.train()
+    before = state_of(runner)
+    runner.val()
+    for name, value in state_of(runner).items():
+        assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_health_log(make, log):
+    make(
+        hook=dict(interval=1), train_cfg=dict(by_epoch=True, max_epochs=1)
+    ).train()
+    # Two iterations and the end of the epoch.
+    told = messages(log, 'gradient ratio')
+    assert len(told) == 3
+    assert 'head.loss_module' in told[0]
+    for word in ('min', 'median', 'max', 'at the clamp', 'never seen'):
+        assert word in told[0]
+    # Only the first class is in the first batch.
+    assert '66.7% never seen positive' in told[0]
+    assert '0.0% never seen positive' in told[-1]
+
+
+def test_a_loss_that_does_nothing_is_told_once(make_runner, log):
+    """All ratios at 1: Equalized Focal Loss is the focal loss."""
+    runner = make_runner(
+        dict(
+            type='lt_losses_mm.EqualizedFocalLoss',
+            # Positives alone have gradients: everything starts at p = 0.
+            bias_prior=1e-6,
+        ),
+        custom_hooks=[dict(QUIET, interval=1)],
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+    )
+    runner.train()
+    (told,) = messages(log, 'treats all classes as')
+    assert 'EqualizedFocalLoss' in told and 'plain focal loss' in told
+
+
+def test_scalars_reach_the_visualizer_and_the_checkpoint(make, tmp_path):
+    runner = make(hook=dict(interval=1))
+    runner.train()
+    (file,) = tmp_path.glob('*/vis_data/scalars.json')
+    text = file.read_text()
+    saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    for group in ('head', 'body', 'tail'):
+        key = f'statistics/head.loss_module/ratio_{group}'
+        assert key in text
+        assert key in saved['message_hub']['log_scalars']
+
+
+def test_a_picture_every_epoch(make, tmp_path):
+    make(
+        hook=dict(draw=True), train_cfg=dict(by_epoch=True, max_epochs=2)
+    ).train()
+    found = sorted(p.name for p in tmp_path.glob('*/vis_data/vis_image/*.png'))
+    assert found == [
+        'gradient_ratio.head.loss_module_2.png',
+        'gradient_ratio.head.loss_module_4.png',
+    ]
+
+
+def test_a_picture_every_validation_of_a_loop_without_epochs(make, tmp_path):
+    make(
+        hook=dict(draw=True),
+        train_cfg=dict(by_epoch=False, max_iters=4, val_interval=2),
+    ).train()
+    assert len(list(tmp_path.glob('*/vis_data/vis_image/*.png'))) == 2
+
+
+def test_models_without_statistics_are_left_alone(make_runner, log, tmp_path):
+    make_runner(custom_hooks=[dict(QUIET, interval=1, draw=True)]).train()
+    assert not messages(log, 'gradient ratio')
+    assert not list(tmp_path.glob('*/vis_data/vis_image/*.png'))
+
+
+@pytest.mark.parametrize('interval', [-1, 1.5, None])
+def test_interval_is_checked(interval):
+    with pytest.raises(ValueError, match='interval=.*int >= 0'):
+        StatisticsHook(interval=interval)
