@@ -60,6 +60,7 @@ METHODS = (
     'equalized_focal',
     'equalized_quality_focal',
 )
+DEFAULT_METHODS = ('cross_entropy', 'balanced_softmax')
 PACKAGES = (
     'torch',
     'onedl-mmengine',
@@ -83,7 +84,7 @@ class Task(NamedTuple):
     Args:
         config: Path of the config with ``{}`` for the method.
         metrics: Name in the ledger -> name in the run's scalars. The first
-            is the overall one, the next three are the frequency groups.
+            is the overall one, the next three are those of ``GROUPS``.
         scale: Factor to percent.
         title: Of the panel in the figure.
     """
@@ -94,6 +95,8 @@ class Task(NamedTuple):
     title: str
 
 
+# What the first four metrics of each task are.
+GROUPS = ('overall', 'frequent', 'middle', 'rare')
 LVIS_METRICS = {
     'AP': 'lvis/bbox_AP',
     'AP frequent': 'lvis/bbox_APf',
@@ -376,15 +379,18 @@ class Results:
         return text
 
     def table(self) -> list[list[str]]:
-        """Header and rows: task, metric, one column a method."""
-        rows = [
-            ['task', 'metric', *(m.replace('_', ' ') for m in self.methods)]
-        ]
+        """Header and rows, one a task and method."""
+        rows = [['task', 'loss', *GROUPS, 'ECE (lower is better)']]
+        if 'classification' not in self.tasks:
+            rows[0].pop()
         for task in self.tasks:
-            for metric in TASKS[task].metrics:
-                cells = [self.cell(task, m, metric) for m in self.methods]
-                name = metric + ' (lower is better)' * (metric == 'ECE')
-                rows.append([task, name, *cells])
+            metrics = list(TASKS[task].metrics)
+            metrics += [''] * (len(rows[0]) - 2 - len(metrics))
+            for method in self.methods:
+                cells = [self.cell(task, method, m) for m in metrics]
+                if set(cells) != {'-'}:
+                    names = (task, method)
+                    rows.append([*(n.replace('_', ' ') for n in names), *cells])
         return rows
 
     def seeds(self) -> int:
@@ -414,7 +420,7 @@ def draw(results: Results, path: Path) -> None:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    colours = dict(zip(METHODS, ('#9aa0a6', '#1a73e8', '#e8710a')))
+    colours = dict(zip(METHODS, plt.get_cmap('tab20').colors))
     figure, axes = plt.subplots(
         1,
         len(results.tasks),
@@ -441,7 +447,8 @@ def draw(results: Results, path: Path) -> None:
                 capsize=2,
                 error_kw=dict(lw=1, ecolor='#3c4043'),
             )
-            axis.bar_label(bars, fmt='%.0f', padding=2, fontsize=8)
+            if len(results.methods) < 4:
+                axis.bar_label(bars, fmt='%.0f', padding=2, fontsize=8)
         axis.axvline(0.5, color='#dadce0', lw=1)
         axis.set_xticks(range(4), names)
         axis.set_title(TASKS[task].title, fontsize=11)
@@ -453,7 +460,7 @@ def draw(results: Results, path: Path) -> None:
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(),
         loc='lower center',
-        ncols=len(results.methods),
+        ncols=min(len(results.methods), 6),
         frameon=False,
     )
     seeds = results.seeds()
@@ -474,7 +481,7 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
-    add('--methods', nargs='+', choices=METHODS, default=list(METHODS[:2]))
+    add('--methods', nargs='+', choices=METHODS, default=DEFAULT_METHODS)
     add('--seeds', nargs='+', type=int, default=[0])
     add('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'digits')
     add(

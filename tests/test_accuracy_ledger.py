@@ -23,12 +23,11 @@ def accuracy():
 
 @pytest.fixture(scope='module')
 def runs(accuracy):
-    return [
+    every = (
         accuracy.Run(*key)
-        for key in itertools.product(
-            accuracy.TASKS, accuracy.METHODS[:2], SEEDS
-        )
-    ]
+        for key in itertools.product(accuracy.TASKS, accuracy.METHODS, SEEDS)
+    )
+    return [run for run in every if run.config.exists()]
 
 
 def test_every_run_is_recorded_once(accuracy, runs):
@@ -80,6 +79,8 @@ def test_values_are_summarised_over_seeds(accuracy):
         for method in accuracy.METHODS
         for seed in (0, 1)
     ]
-    header, first, *_ = accuracy.Results(rows, runs).table()
-    assert header[2:] == ['cross entropy', 'balanced softmax']
-    assert first == ['detection', 'AP', '2.0 ± 1.4', '7.0']
+    _, *table = accuracy.Results(rows, runs).table()
+    assert table == [
+        ['detection', 'cross entropy', '2.0 ± 1.4', '-', '-', '-'],
+        ['detection', 'balanced softmax', '7.0', '-', '-', '-'],
+    ]

@@ -6,17 +6,23 @@ generated data, and asked to predict.
 """
 
 import importlib
+import logging
+from types import SimpleNamespace as Namespace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 
 import lt_losses_mm
+from lt_losses_mm import commit_statistics
+from lt_losses_mm.hooks import class_prior
+from lt_losses_mm.losses import GradientDrivenLoss
 
 slow = pytest.mark.slow
 
@@ -25,6 +31,14 @@ SIGMOID = (
     "dict(_delete_=True, type='lt_losses_mm.BalancedSigmoidLoss', "
     'use_sigmoid=True, '
 )
+
+
+# Losses that learn from gradients need no counts, nor any other key.
+DRIVEN = "dict(_delete_=True, type='lt_losses_mm.{}'{})".format
+SIGMOID_EQL = DRIVEN('SigmoidEqualizationLoss', '')
+SOFTMAX_EQL = DRIVEN('SoftmaxEqualizationLoss', '')
+EFL = DRIVEN('EqualizedFocalLoss', ', use_sigmoid=True')
+EQFL = DRIVEN('EqualizedQualityFocalLoss', ', use_sigmoid=True')
 
 
 class Case(NamedTuple):
@@ -61,6 +75,13 @@ RCNN = {
 ONE_HEAD = {
     'roi_head.bbox_head.in_channels': 16,
     'roi_head.bbox_head.fc_out_channels': 16,
+}
+MASK_RCNN = {
+    **RCNN,
+    **ONE_HEAD,
+    'roi_head.mask_roi_extractor.out_channels': 16,
+    'roi_head.mask_head.in_channels': 16,
+    'roi_head.mask_head.conv_out_channels': 16,
 }
 DENSE = {
     **FPN,
@@ -101,13 +122,7 @@ DETECTORS = dict(
     mask_rcnn_lvis=Case(
         'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py',
         LEAF_ROI.format(SOFTMAX + "class_counts='lvis_v1')"),
-        {
-            **RCNN,
-            **ONE_HEAD,
-            'roi_head.mask_roi_extractor.out_channels': 16,
-            'roi_head.mask_head.in_channels': 16,
-            'roi_head.mask_head.conv_out_channels': 16,
-        },
+        MASK_RCNN,
     ),
     faster_rcnn=Case(
         'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
@@ -145,6 +160,69 @@ DETECTORS = dict(
             **stages(6, feedforward_channels=16),
         },
         terms=6,
+    ),
+    mask_rcnn_lvis_sigmoid_eql=Case(
+        'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py',
+        LEAF_ROI.format(SIGMOID_EQL),
+        MASK_RCNN,
+    ),
+    mask_rcnn_lvis_eql=Case(
+        'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py',
+        LEAF_ROI.format(
+            DRIVEN(
+                'EqualizationLoss',
+                ", class_counts='lvis_v1', "
+                'threshold=1.1e-3, num_images=100170',
+            )
+        ),
+        MASK_RCNN,
+    ),
+    cascade_rcnn_softmax_eql=Case(
+        'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
+        EACH_HEAD.format("dict(type='lt_losses_mm.SoftmaxEqualizationLoss')"),
+        {**RCNN, **stages(3, in_channels=16, fc_out_channels=16)},
+        terms=3,
+    ),
+    retinanet_efl=Case(
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        LEAF_DENSE.format(EFL),
+        DENSE,
+        terms=5,
+    ),
+    gfl_eqfl=Case(
+        'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
+        LEAF_DENSE.format(EQFL),
+        {**DENSE, 'bbox_head.norm_cfg': None},
+        terms=5,
+    ),
+    rtmdet_eqfl=Case(
+        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+        LEAF_DENSE.format(EQFL),
+        {
+            'backbone.widen_factor': 0.125,
+            'backbone.init_cfg': None,
+            'neck.in_channels': [32, 64, 128],
+            'neck.out_channels': 32,
+            'bbox_head.in_channels': 32,
+            'bbox_head.feat_channels': 32,
+        },
+        terms=3,
+    ),
+    tood_eqfl=Case(
+        'mmdet::tood/tood_r50_fpn_1x_coco.py',
+        LEAF_DENSE.format(EQFL.replace(')', ', activated=True)')),
+        {
+            **DENSE,
+            'bbox_head.norm_cfg': None,
+            'bbox_head.stacked_convs': 2,
+            'train_cfg.initial_epoch': 0,
+        },
+        terms=5,
+    ),
+    vfnet_eqfl=Case(
+        'mmdet::vfnet/vfnet_r50_fpn_1x_coco.py',
+        LEAF_DENSE.format(EQFL),
+        {**DENSE, 'bbox_head.norm_cfg': None},
     ),
     retinanet=Case(
         'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
@@ -236,6 +314,21 @@ CLASSIFIERS = dict(
         HEAD.format(IMAGENET_LT),
         R18_CLS,
     ),
+    resnet50_mixup_softmax_eql=Case(
+        'mmpretrain::resnet/resnet50_8xb32-mixup_in1k.py',
+        HEAD.format(SOFTMAX_EQL),
+        R18_CLS,
+    ),
+    resnet18_cifar_efl=Case(
+        'mmpretrain::resnet/resnet18_8xb16_cifar10.py',
+        HEAD.format(EFL),
+        {
+            'backbone.base_channels': 8,
+            'backbone.stem_channels': 8,
+            'head.in_channels': 64,
+        },
+        (32, 32),
+    ),
     resnet50_sigmoid=Case(
         'mmpretrain::resnet/resnet50_8xb256-rsb-a2-300e_in1k.py',
         HEAD.format(SIGMOID + "class_counts='imagenet_lt')"),
@@ -284,6 +377,13 @@ CLASSIFIERS = dict(
         'mmpretrain::conformer/conformer-tiny-p16_8xb128_in1k.py',
         HEAD.format(IMAGENET_LT),
         {},
+    ),
+    vgg_multi_label_sigmoid_eql=Case(
+        'mmpretrain::vgg/vgg16_8xb16_voc.py',
+        # MultiLabelClsHead does not know the number of classes.
+        HEAD.format(SIGMOID_EQL.replace(')', ', num_classes=20)')),
+        {'backbone.depth': 11, 'backbone.init_cfg': None},
+        (224, 224),
     ),
     vgg_multi_label=Case(
         'mmpretrain::vgg/vgg16_8xb16_voc.py',
@@ -336,6 +436,21 @@ SEGMENTORS = dict(
         DECODE,
         R18_SEG,
         terms=2,
+    ),
+    fcn_softmax_eql=Case(
+        'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py',
+        DECODE.replace(ADE20K, SOFTMAX_EQL[:-1]),
+        R18_SEG,
+        terms=2,
+    ),
+    segformer_efl=Case(
+        'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+        f'model = dict(decode_head=dict(loss_decode={EFL}))',
+        {
+            'pretrained': None,
+            'backbone.init_cfg': None,
+            'backbone.num_layers': [1, 1, 1, 1],
+        },
     ),
     deeplabv3plus=Case(
         'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py',
@@ -425,6 +540,7 @@ FAMILIES = dict(
     mmseg=(SEGMENTORS, segmentation_data),
 )
 LONG = {
+    'vgg_multi_label_sigmoid_eql',
     'mask2former',
     'sparse_rcnn',
     'vgg_multi_label',
@@ -442,7 +558,7 @@ CASES = [
 
 
 @pytest.mark.parametrize('host, name', CASES)
-def test_one_line_change(host, name, tmp_path):
+def test_one_line_change(host, name, tmp_path, monkeypatch):
     pytest.importorskip(host)
     importlib.import_module(f'{host}.models')
     cases, data_of = FAMILIES[host]
@@ -458,9 +574,16 @@ def test_one_line_change(host, name, tmp_path):
 
     torch.manual_seed(0)
     np.random.seed(0)
+    # TOODHead looks up the epoch of the run.
+    monkeypatch.setattr(MessageHub, '_instance_dict', {})
+    MessageHub.get_current_instance().update_info('epoch', 1)
     with DefaultScope.overwrite_default_scope(host):
         registry = importlib.import_module(f'{host}.registry')
         model = revert_sync_batchnorm(registry.MODELS.build(cfg.model))
+        # What a Runner does before training.
+        runner = Namespace(model=model, logger=logging.getLogger('test'))
+        class_prior._check_heads(runner)
+        class_prior._set_initial_bias(runner)
         model.init_weights()
         losses = [
             m
@@ -485,6 +608,12 @@ def test_one_line_change(host, name, tmp_path):
             for k, v in model.named_parameters()
             if not torch.equal(v, before[k])
         )
+
+        commit_statistics(model)
+        for loss in losses:
+            if isinstance(loss, GradientDrivenLoss):
+                assert loss.neg_grad.max() > 0
+                assert loss.ratio.isfinite().any()
 
         model.eval()
         with torch.no_grad():
