@@ -390,7 +390,9 @@ class Results:
                 cells = [self.cell(task, method, m) for m in metrics]
                 if set(cells) != {'-'}:
                     names = (task, method)
-                    rows.append([*(n.replace('_', ' ') for n in names), *cells])
+                    rows.append(
+                        [*(n.replace('_', ' ') for n in names), *cells]
+                    )
         return rows
 
     def seeds(self) -> int:

@@ -199,12 +199,20 @@ def run(names):
 
 
 def test_names(names):
-    assert {'BalancedSoftmaxLoss', 'BalancedSigmoidLoss'} <= set(
-        names['MODELS']
-    )
-    assert {'ClassPriorHook', 'PostHocLogitAdjustmentHook'} <= set(
-        names['HOOKS']
-    )
+    assert {
+        'BalancedSoftmaxLoss',
+        'BalancedSigmoidLoss',
+        'EqualizationLoss',
+        'SigmoidEqualizationLoss',
+        'SoftmaxEqualizationLoss',
+        'EqualizedFocalLoss',
+        'EqualizedQualityFocalLoss',
+    } <= set(names['MODELS'])
+    assert {
+        'ClassPriorHook',
+        'PostHocLogitAdjustmentHook',
+        'StatisticsHook',
+    } <= set(names['HOOKS'])
 
 
 @pytest.fixture

@@ -355,7 +355,7 @@ def _absent_slope(z: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
 def _where_of_quality(
     labels: Tensor, quality: Tensor, num_classes: int, ignore_index: int
 ) -> Tensor:
-    """A label of quality 0 is no positive: its target is that of background."""
+    """A label of quality 0 is no positive: its target is background's."""
     absent = (quality <= 0) & (labels != ignore_index)
     return labels.masked_fill(absent, num_classes)
 

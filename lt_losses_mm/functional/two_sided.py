@@ -112,10 +112,16 @@ def two_sided_sums(
     r"""Sums over rows of both sides, for statistics.
 
     Args:
-        positive, negative (callable): Magnitudes of the sides' gradients,
-            |P'(z)| and |N'(z)|, called as in :func:`two_sided_loss`.
+        logits (Tensor): (N, C) or (N, C, d1, ...), floating.
+        labels (Tensor): As in :func:`two_sided_loss`.
+        positive (callable): Magnitude of the gradient of the positive side,
+            |P'(z)|, called as in :func:`two_sided_loss`.
+        negative (callable): That of the negative side, |N'(z)|.
+        parameters (sequence of Tensor): As in :func:`two_sided_loss`.
         weight (Tensor, optional): Factor, of a shape that broadcasts to the
             logits.
+        at_label (sequence of Tensor): As in :func:`two_sided_loss`.
+        ignore_index (int): Rows of this index label are left out.
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: Each (C,), float64 if the device has

@@ -91,7 +91,16 @@ def _sampler(loader: DataLoader) -> Any:
 
 
 # Heads of mmdet that pass (labels, quality), or a map of qualities.
-_QUALITY_HEADS = {'GFLHead', 'RTMDetHead', 'TOODHead', 'VFNetHead'}
+_QUALITY_HEADS = {
+    'DDQAuxLoss',
+    'GFLHead',
+    'RTMDetHead',
+    'TOODHead',
+    'VFNetHead',
+}
+
+# Those of them that pass probabilities in place of logits.
+_ACTIVATED_HEADS = {'DDQAuxLoss', 'TOODHead'}
 
 # The last layer of RoI heads, of mmpretrain's and of mmseg's heads.
 _CLASSIFIERS = ('fc_cls', 'fc', 'conv_seg')
@@ -265,11 +274,23 @@ def _check_heads(runner: Runner) -> None:
     for name, loss in _losses(runner):
         owner = _owner(runner, name)
         kinds = {cls.__name__ for cls in type(owner).__mro__}
-        if not loss.takes_quality and kinds & _QUALITY_HEADS:
+        # VFNetHead passes labels if use_vfl=False.
+        learns_quality = kinds & _QUALITY_HEADS and getattr(
+            owner, 'use_vfl', True
+        )
+        if not loss.takes_quality and learns_quality:
             raise ValueError(
                 f'{name}: {type(loss).__name__}, expected a quality focal '
                 f'loss, because {type(owner).__name__} learns the quality of '
                 'a box with its class; take EqualizedQualityFocalLoss'
+            )
+        activated = bool(kinds & _ACTIVATED_HEADS)
+        if loss.takes_quality and loss.activated != activated:
+            what = 'probabilities' if activated else 'logits'
+            raise ValueError(
+                f'{name}: activated={loss.activated}, expected '
+                f'activated={activated}, because {type(owner).__name__} '
+                f'passes {what}'
             )
         if loss.needs_background and not _has_background(owner):
             runner.logger.warning(
@@ -310,10 +331,27 @@ def _set_initial_bias(runner: Runner) -> None:
         if bias is None:
             continue
         owner = _owner(runner, name)
-        for attribute in _CLASSIFIERS:
-            classifier = getattr(owner, attribute, None)
-            if getattr(classifier, 'bias', None) is None:
-                continue
+        known = [
+            attribute
+            for attribute in _CLASSIFIERS
+            if getattr(getattr(owner, attribute, None), 'bias', None)
+            is not None
+        ]
+        # Some set the bias after init_cfg: DIIHead (to its own prior),
+        # DDRHead, PIDHead.
+        if isinstance(owner, BaseModule) and (
+            type(owner).init_weights is not BaseModule.init_weights
+        ):
+            known = []
+        if not known and not _has_background(owner):
+            runner.logger.warning(
+                f'{name}: bias_prior={loss.bias_prior:g} has no effect in '
+                f'{type(owner).__name__}, which has no classifier named '
+                f'{", ".join(_CLASSIFIERS)} or initialises it by itself; '
+                'bias_prior=None says that this is meant'
+            )
+        for attribute in known:
+            classifier = getattr(owner, attribute)
             if isinstance(owner, BaseModule):
                 init_cfg = owner.init_cfg or []
                 if not isinstance(init_cfg, list):

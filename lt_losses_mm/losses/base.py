@@ -375,6 +375,12 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 'as EqualizedQualityFocalLoss.'
             )
         label = self._check_input(cls_score, label, ignore_index)
+        if quality is not None and quality.shape != label.shape:
+            raise ValueError(
+                f'{type(self).__name__}: quality of shape '
+                f'{tuple(quality.shape)}, expected that of index labels, '
+                f'{tuple(cls_score.shape[:1] + cls_score.shape[2:])}'
+            )
 
         row_weight, element_weight = self._split_weight(
             weight, cls_score, label

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..functional import (
@@ -14,6 +15,7 @@ from ..functional import (
     equalized_quality_focal_loss,
     equalized_quality_focal_sums,
 )
+from ..functional.balanced import upcast
 from ..registry import MODELS
 from .gradient_driven import GradientDrivenLoss
 from .sigmoid import SigmoidLoss
@@ -153,6 +155,8 @@ class EqualizedQualityFocalLoss(_EqualizedFocal):
     Args:
         gamma (float): :math:`\gamma_b`, >= 1; that of the plain form.
         scale_factor (float): s, >= 0; 0 is the plain Quality Focal Loss.
+        activated (bool): Whether the head passes probabilities in place of
+            logits, as TOODHead does; the key of mmdet's own losses.
         decay (float): See :class:`~lt_losses_mm.losses.GradientDrivenLoss`.
         bias_prior (float, optional): See
             :class:`~lt_losses_mm.losses.SigmoidLoss`.
@@ -168,6 +172,18 @@ class EqualizedQualityFocalLoss(_EqualizedFocal):
 
     takes_quality = True
     plain_form = 'plain Quality Focal Loss'
+
+    def __init__(
+        self, *args: Any, activated: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.activated = activated
+
+    def forward(self, cls_score: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.activated:
+            cls_score = upcast(cls_score)
+            cls_score = cls_score.logit(torch.finfo(cls_score.dtype).eps)
+        return super().forward(cls_score, *args, **kwargs)
 
     def element_loss(
         self,

@@ -77,7 +77,8 @@ class SigmoidEqualizationLoss(GradientDrivenLoss, SigmoidLoss):
         self.alpha = self._check_number('alpha', alpha, low=0)
 
     def columns(self, num_classes: int) -> tuple[int, ...]:
-        if self.background == 'objectness':
+        # Other heads with C + 1 columns would take a softmax of them at test.
+        if self._in_roi_head and self.background == 'objectness':
             return num_classes + 1, num_classes
         return (num_classes,)
 

@@ -4,10 +4,11 @@ A test that asks for ``loss_type`` runs once for each form of each registered
 loss; ``sigmoid_type``, ``softmax_type``, ``counting_type`` (the formula reads
 class counts), ``gradient_type`` (it reads accumulated gradients) and
 ``tau_type`` narrow that down. ``policy`` is a pair of a form and one of its
-background policies, ``prior_policy`` those of priors of counts. A loss is covered from the day it is
-registered. One that needs constructor arguments of its own, or has a second
-form, states them in ``ARGUMENTS``; one that is not plain cross-entropy where
-it corrects nothing states so in ``NEUTRAL`` and ``PLAIN``.
+background policies, ``prior_policy`` those of priors of counts. A loss is
+covered from the day it is registered. One that needs constructor arguments of
+its own, or has a second form, states them in ``ARGUMENTS``; one that is not
+plain cross-entropy where it corrects nothing states so in ``NEUTRAL`` and
+``PLAIN``.
 
 Losses with statistics are tested as they are in the middle of a training:
 with gradient ratios from 0 to 1.5, the rarer the class the lower.
@@ -167,10 +168,8 @@ def pytest_generate_tests(metafunc):
 def set_midway(module, counts=None):
     """Statistics of a training halfway, as the counts would bring them about.
 
-    Args:
-        counts (sequence, optional): By default those that the loss was given
-            for its plots, or ``COUNTS``. Losses that do not know their
-            classes yet have none.
+    By default the counts are those that a loss was given for its plots, or
+    ``COUNTS``. Losses that do not know their classes yet have no statistics.
     """
     for loss in module.modules():
         if not isinstance(loss, GradientDrivenLoss):

@@ -110,8 +110,12 @@ def test_options(loss_type, build, counts, key, value, expected):
 
 @pytest.mark.parametrize(
     'value, expected',
-    [(-1, '>= 0'), ('high', 'number'), (float('nan'), 'finite')]
-    + [(True, 'number')],
+    [
+        (-1, '>= 0'),
+        ('high', 'number'),
+        (float('nan'), 'finite'),
+        (True, 'number'),
+    ],
 )
 def test_tau(tau_type, build, value, expected):
     with pytest.raises(ValueError, match=f'tau=.*{value}.*{expected}'):

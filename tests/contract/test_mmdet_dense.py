@@ -62,7 +62,9 @@ def dense_head(kind, loss_cls, strides=(8,)):
                 debug=False,
             ),
         ),
-        FCOSHead=dict(norm_cfg=None, strides=strides, regress_ranges=((-1, 1e8),)),
+        FCOSHead=dict(
+            norm_cfg=None, strides=strides, regress_ranges=((-1, 1e8),)
+        ),
     )
     return MODELS.build(
         ConfigDict(

@@ -152,7 +152,7 @@ def losses_of(head, instances):
     teacher = []
     if type(head).__name__ == 'LDHead':
         teacher = [[torch.randn_like(x) for x in outs[1]]]
-    return outs, head.loss_by_feat(*outs, instances, [META], *teacher)
+    return head.loss_by_feat(*outs, instances, [META], *teacher)
 
 
 def total(losses):
@@ -173,8 +173,7 @@ def test_loss_and_predict(kind, eqfl, midway):
     assert head.cls_out_channels == C
     for instances in (objects(), objects(())):
         head.zero_grad()
-        outs, losses = losses_of(head, instances)
-        total(losses).backward()
+        total(losses_of(head, instances)).backward()
         grad = classifier(head).weight.grad
         assert grad.isfinite().all() and grad.any()
     found = head.eval().predict_by_feat(
@@ -197,7 +196,7 @@ def test_neutral_is_quality_focal_loss(kind, eqfl):
         for head in (ours, theirs):
             head.zero_grad()
             torch.manual_seed(1)
-            _, losses = losses_of(head, instances)
+            losses = losses_of(head, instances)
             total(losses).backward()
             results.append((losses, classifier(head).weight.grad))
         assert_close(*results, rtol=1e-5, atol=1e-6)
@@ -208,8 +207,10 @@ def test_statistics_of_the_positives(kind, eqfl, midway, observed):
     """Those with a quality above 0, in all levels, by their class."""
     head = midway(head_of(kind, eqfl))
     calls = []
-    head.loss_cls.register_forward_hook(lambda _, args, out: calls.append(args))
-    _, losses = losses_of(head, objects())
+    head.loss_cls.register_forward_hook(
+        lambda _, args, out: calls.append(args)
+    )
+    losses_of(head, objects())
     counted = torch.zeros(C, dtype=torch.float64)
     for _, target, *_ in calls:
         if isinstance(target, tuple):
@@ -246,9 +247,7 @@ def test_a_pair_is_the_map_of_qualities(build, rows, observed, soft):
     if not soft:
         labels[3] = 5
         index = build('EqualizedQualityFocalLoss')
-        assert_close(
-            ours, index(logits, labels, reduction_override='none')
-        )
+        assert_close(ours, index(logits, labels, reduction_override='none'))
 
 
 def test_quality_is_the_target(build):
@@ -274,6 +273,13 @@ def test_derivatives_of_pairs(build, rows):
         lambda z: loss(z, (labels, quality), avg_factor=3.0),
         logits.requires_grad_(),
     )
+
+
+@pytest.mark.parametrize('shape', [(4, 1), (3,), (4, 5)], ids=str)
+def test_quality_of_another_shape(build, shape):
+    loss = build('EqualizedQualityFocalLoss')
+    with pytest.raises(ValueError, match=r'quality of shape.*\(4,\)'):
+        loss(torch.zeros(4, 5), (torch.arange(4), torch.rand(shape)))
 
 
 @pytest.mark.parametrize('kind', ['GFLHead', 'LDHead', 'RTMDetHead'])

@@ -147,9 +147,10 @@ def test_no_rois(gradient_type, cfg, midway):
     assert_close(head.loss_cls.statistics, before, rtol=0, atol=0)
 
 
-def test_objectness_of_sigmoid_eql(cfg):
+def test_objectness_of_sigmoid_losses(sigmoid_with_objectness, cfg):
     """EQLv2: C + 1 classifiers in RoI heads, and their product at test."""
-    head = bbox_head(cfg('SigmoidEqualizationLoss'))
+    name = sigmoid_with_objectness
+    head = bbox_head(cfg(name, background='objectness'))
     assert head.fc_cls.out_features == C + 1
     scores = torch.randn(8, C + 1)
     p = scores.sigmoid()
@@ -161,13 +162,20 @@ def test_objectness_of_sigmoid_eql(cfg):
         found.scores.sort().values,
         (p[:, :C] * (1 - p[:, C:])).flatten().sort().values,
     )
-    without = bbox_head(
-        cfg('SigmoidEqualizationLoss', background='negatives')
-    )
-    assert without.fc_cls.out_features == C
-    activation = without.loss_cls.get_activation(scores[:, :C])
-    assert_close(activation[:, :C], p[:, :C])
-    assert not activation[:, C:].any()
+
+
+def test_no_objectness_of_sigmoid_losses(sigmoid_type, form, cfg):
+    """C classifiers, and a column of zeros that NMS takes for background."""
+    for background in form(sigmoid_type).cls.background_policies:
+        if background == 'objectness':
+            continue
+        background = 0.9 if background is float else background
+        head = bbox_head(cfg(sigmoid_type, background=background))
+        assert head.fc_cls.out_features == C
+        scores = torch.randn(8, C)
+        activation = head.loss_cls.get_activation(scores)
+        assert_close(activation[:, :C], scores.sigmoid())
+        assert not activation[:, C:].any()
 
 
 def predict(head, scores, n):

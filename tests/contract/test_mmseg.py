@@ -143,9 +143,7 @@ def test_neutral_is_the_plain_loss(
     logits, data = torch.randn(2, C, 16, 16), samples()
     a = ours.loss_by_feat(logits, data)[ours.loss_decode.loss_name]
     kept = stack(data) != 255
-    rows = plain(
-        sigmoid_type, logits.movedim(1, -1)[kept], stack(data)[kept]
-    )
+    rows = plain(sigmoid_type, logits.movedim(1, -1)[kept], stack(data)[kept])
     assert_close(a, rows.sum() / kept.numel())
     if plain_form(sigmoid_type) == 'binary_cross_entropy':
         own = dict(type='CrossEntropyLoss', use_sigmoid=True)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from mmengine.config import Config
@@ -16,21 +18,83 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
 FRAGMENTS = sorted((CONFIGS / '_base_' / 'losses').glob('*.py'))
 LEAVES = sorted(CONFIGS.glob('*/digits/*.py'))
-# Task -> where its losses are, in the words of the host, and the host.
-LOSSES = dict(
-    classification=('mmpretrain', ['model.head.loss']),
-    detection=('mmdet', ['model.roi_head.bbox_head.loss_cls']),
-    segmentation=('mmseg', ['model.decode_head.loss_decode']),
-)
-HEADS = dict(
-    classification=['head'],
-    detection=['roi_head.bbox_head'],
-    segmentation=['decode_head'],
-)
 
 
-def task_of(leaf):
-    return leaf.relative_to(CONFIGS).parts[0]
+class Family(NamedTuple):
+    """Configs that are compared with each other.
+
+    Args:
+        pattern: Path in ``configs`` with ``{}`` for the method.
+        host: Whose models they are.
+        loss: Where the loss is, in the words of the host.
+        methods: The host's own loss first.
+    """
+
+    pattern: str
+    host: str
+    loss: str
+    methods: tuple[str, ...]
+
+    @property
+    def leaves(self):
+        return [
+            CONFIGS / self.pattern.format(method) for method in self.methods
+        ]
+
+
+# The sigmoid form of EQL needs rows of background.
+WITHOUT_BACKGROUND = (
+    'cross-entropy',
+    'balanced-softmax',
+    'balanced-sigmoid',
+    'equalization-softmax',
+    'sigmoid-equalization',
+    'softmax-equalization',
+    'equalized-focal',
+)
+DETECTION = 'detection/digits/{}_r18-c32_fpn_{{}}_random-8e_digits-lt.py'
+FAMILIES = {
+    'classification': Family(
+        'classification/digits/resnet18-c16_1xb64-20e-{}_digits-lt.py',
+        'mmpretrain',
+        'model.head.loss',
+        WITHOUT_BACKGROUND,
+    ),
+    'faster-rcnn': Family(
+        DETECTION.format('faster-rcnn'),
+        'mmdet',
+        'model.roi_head.bbox_head.loss_cls',
+        (
+            'cross-entropy',
+            'balanced-softmax',
+            'balanced-sigmoid',
+            'equalization',
+            'sigmoid-equalization',
+            'softmax-equalization',
+        ),
+    ),
+    'atss': Family(
+        DETECTION.format('atss'),
+        'mmdet',
+        'model.bbox_head.loss_cls',
+        ('focal', 'equalized-focal'),
+    ),
+    'gfl': Family(
+        DETECTION.format('gfl'),
+        'mmdet',
+        'model.bbox_head.loss_cls',
+        ('quality-focal', 'equalized-quality-focal'),
+    ),
+    'segmentation': Family(
+        'segmentation/digits/fcn_r18-c32_1xb8-16e-{}_digits-lt-128x128.py',
+        'mmseg',
+        'model.decode_head.loss_decode',
+        WITHOUT_BACKGROUND,
+    ),
+}
+FAMILY_OF = {
+    leaf: family for family in FAMILIES.values() for leaf in family.leaves
+}
 
 
 def look_up(tree, path):
@@ -43,21 +107,13 @@ def name(path):
     return path.stem
 
 
-def test_each_task_has_each_loss():
-    methods = [path.stem.replace('_', '-') for path in FRAGMENTS]
-    assert methods == ['balanced-sigmoid', 'balanced-softmax', 'cross-entropy']
-    for task in LOSSES:
-        for method in methods:
-            assert (
-                len(
-                    [
-                        leaf
-                        for leaf in LEAVES
-                        if task_of(leaf) == task and method in leaf.stem
-                    ]
-                )
-                == 1
-            ), (task, method)
+def test_every_leaf_belongs_to_a_family():
+    assert sorted(FAMILY_OF) == LEAVES
+
+
+def test_every_fragment_is_used():
+    used = {m for family in FAMILIES.values() for m in family.methods}
+    assert used == {path.stem.replace('_', '-') for path in FRAGMENTS}
 
 
 @pytest.mark.parametrize('fragment', FRAGMENTS, ids=name)
@@ -67,45 +123,47 @@ def test_a_fragment_holds_one_variable(fragment):
     assert content.lt_loss['_delete_'] is True
 
 
-@pytest.mark.parametrize('task', LOSSES)
-def test_leaves_of_a_task_differ_in_the_loss_alone(task):
-    host, paths = LOSSES[task]
-    rest, types = [], []
-    for leaf in LEAVES:
-        if task_of(leaf) != task:
-            continue
-        config = Config.fromfile(leaf)
-        fragment = [
-            path
-            for path in FRAGMENTS
-            if path.stem.replace('_', '-') in leaf.stem
-        ]
-        loss = Config.fromfile(fragment[0]).lt_loss.to_dict()
+@pytest.mark.parametrize('family', FAMILIES)
+def test_leaves_of_a_family_differ_in_the_loss_alone(family):
+    host, path = FAMILIES[family].host, FAMILIES[family].loss
+    parent, key = path.rsplit('.', 1)
+    rest, losses = [], []
+    for method, leaf in zip(FAMILIES[family].methods, FAMILIES[family].leaves):
+        fragment = CONFIGS / '_base_/losses' / f'{method.replace("-", "_")}.py'
+        loss = Config.fromfile(fragment).lt_loss.to_dict()
         del loss['_delete_']
-        content = config.to_dict()
-        content.pop('lt_loss')
-        del loss['loss_weight']
-        weights = []
-        for path in paths:
-            parent, key = path.rsplit('.', 1)
-            found = look_up(content, parent).pop(key)
-            weights.append(found.pop('loss_weight'))
-            assert found == loss
-        content['weights'] = weights
-        types.append(loss['type'])
-        rest.append(content)
+        content = Config.fromfile(leaf).to_dict()
+        assert content.pop('lt_loss')
+        assert look_up(content, parent).pop(key) == loss
         assert content['default_scope'] == host
-    assert len(set(types)) == 3
-    assert rest[0] == rest[1] == rest[2]
+        # The weight of the term against the others is not the loss's choice.
+        content['loss_weight'] = loss.pop('loss_weight')
+        losses.append(loss)
+        rest.append(content)
+    assert all(content == rest[0] for content in rest)
+    assert not any(a == b for a, b in itertools.combinations(losses, 2))
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_first_of_a_family_is_the_hosts_own_loss(family):
+    """And that of the model's base: it is the baseline."""
+    leaf, path = FAMILIES[family].leaves[0], FAMILIES[family].loss
+    own = look_up(Config.fromfile(leaf), path)
+    assert not own.type.startswith('lt_losses_mm')
+    (model,) = (
+        model
+        for model in (CONFIGS / '_base_/models').glob('*_digits.py')
+        if leaf.stem.startswith(model.stem[: -len('_digits')])
+    )
+    assert own == look_up(Config.fromfile(model), path)
 
 
 @pytest.mark.parametrize('leaf', LEAVES, ids=name)
 def test_numbers_agree(leaf):
-    task = task_of(leaf)
     config = Config.fromfile(leaf)
     profile = DigitsProfile(**config.train_dataloader.dataset.profile)
-    for head in HEADS[task]:
-        assert look_up(config.model, head).num_classes == profile.num_classes
+    head = look_up(config, FAMILY_OF[leaf].loss.rpartition('.')[0])
+    assert head.num_classes == profile.num_classes
     assert (
         config.val_dataloader.dataset.profile
         == config.train_dataloader.dataset.profile

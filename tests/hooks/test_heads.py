@@ -28,9 +28,7 @@ SIGMOID = [name for name, cls in LOSSES.items() if cls.use_sigmoid]
 DRIVEN = [n for n, c in LOSSES.items() if issubclass(c, GradientDrivenLoss)]
 
 ROI = dict(in_channels=4, roi_feat_size=1, fc_out_channels=8)
-ANCHORS = dict(
-    type='AnchorGenerator', ratios=[1.0], scales=[2.0], strides=[8]
-)
+ANCHORS = dict(type='AnchorGenerator', ratios=[1.0], scales=[2.0], strides=[8])
 DENSE = dict(in_channels=8, feat_channels=8, anchor_generator=ANCHORS)
 
 # Host, key of the loss, other arguments.
@@ -71,11 +69,12 @@ def build_head(kind, loss, **kwargs):
     """A head as its host builds it; ``loss`` is a name or a config."""
     host, key, arguments = HEADS[kind]
     if isinstance(loss, str):
+        cls = LOSSES[loss]
         loss = dict(type=f'lt_losses_mm.{loss}')
-        if LOSSES[loss['type'].split('.')[1]].uses_counts:
+        if cls.uses_counts:
             loss['class_counts'] = [6, 3, 1]
         if 'anchor_generator' in arguments or kind == 'VFNetHead':
-            loss['use_sigmoid'] = True
+            loss['use_sigmoid'] = cls.use_sigmoid
     cfg = dict(arguments, type=kind, num_classes=C, **{key: loss}, **kwargs)
     return host_build(host, cfg)
 
@@ -120,7 +119,9 @@ def test_initial_bias_of_each_kind_of_head(train, log, kind):
     head = build_head(kind, 'SigmoidEqualizationLoss')
     train(head)
     classifier = getattr(head, CLASSIFIERS[kind])
-    assert classifier.bias.tolist() == pytest.approx([PRIOR] * len(classifier.bias))
+    assert classifier.bias.tolist() == pytest.approx(
+        [PRIOR] * len(classifier.bias)
+    )
     # As the host does, and as the recipes do.
     assert 0 < classifier.weight.std() < 0.02
     (told,) = messages(log, 'bias of')
@@ -289,9 +290,7 @@ QUALITY_HEADS = [
 
 @pytest.mark.parametrize('kind', QUALITY_HEADS)
 def test_heads_that_learn_a_quality_refuse_other_losses(train, kind):
-    for name, cls in LOSSES.items():
-        if cls.takes_quality or not cls.use_sigmoid:
-            continue
+    for name in [n for n, cls in LOSSES.items() if not cls.takes_quality]:
         head = build_head(kind, name)
         with pytest.raises(
             ValueError,
@@ -321,6 +320,16 @@ def test_tood_hands_over_probabilities(train, activated):
         return
     with pytest.raises(ValueError, match='extra.loss_cls.*activated=True'):
         train(head)
+
+
+def test_other_heads_hand_over_logits(train):
+    loss = dict(
+        type='lt_losses_mm.EqualizedQualityFocalLoss',
+        use_sigmoid=True,
+        activated=True,
+    )
+    with pytest.raises(ValueError, match='extra.loss_cls.*activated=False'):
+        train(build_head('GFLHead', loss))
 
 
 def test_first_loss_of_tood_gets_probabilities_too(train):
