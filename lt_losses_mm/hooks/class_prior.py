@@ -309,7 +309,8 @@ def _check_heads(runner: Runner) -> None:
                 'class_counts' if loss.class_counts.numel() else 'num_classes'
             )
             raise ValueError(
-                f'{name}: {key} of {known} classes, expected num_classes={expected} of '
+                f'{name}: {key} of {known} classes, expected '
+                f'num_classes={expected} of '
                 f'{type(owner).__name__}; give one count for each '
                 'class of the data set, background left out'
             )
@@ -345,7 +346,7 @@ def _set_initial_bias(runner: Runner) -> None:
             known = []
         if not known and not _has_background(owner):
             runner.logger.warning(
-                f'{name}: bias_prior={loss.bias_prior:g} has no effect in '
+                f'{name}: bias_prior={loss.bias_prior!r} has no effect in '
                 f'{type(owner).__name__}, which has no classifier named '
                 f'{", ".join(_CLASSIFIERS)} or initialises it by itself; '
                 'bias_prior=None says that this is meant'
@@ -369,5 +370,5 @@ def _set_initial_bias(runner: Runner) -> None:
                 nn.init.constant_(classifier.bias, bias)
             runner.logger.info(
                 f'{name}: the bias of {attribute} starts at {bias:.2f}, a '
-                f'probability of {loss.bias_prior:g} (bias_prior)'
+                f'probability of {loss.initial_probability:g} (bias_prior)'
             )

@@ -22,40 +22,50 @@ class SigmoidLoss(LongTailLoss):
     :math:`\sigma(z_j)(1 - \sigma(z_{bg}))`, as in EQLv2.
 
     Args:
-        bias_prior (float, optional): Probability that an untrained classifier
-            shall give to each class, in (0, 1). A ``Runner`` sets the bias of
-            the head's classifier to its logit, as the published recipes do:
-            with a bias of 0, a thousand classes begin at a loss of 693 a row.
-            ``None`` leaves the bias to the head. Dense and DETR-type heads
-            have a prior of their own and are left alone.
+        bias_prior (float | str, optional): Probability that an untrained
+            classifier shall give to each class, in (0, 1). A ``Runner`` sets
+            the bias of the head's classifier to its logit: with a bias of 0,
+            a thousand classes begin at a loss of 693 a row. ``'auto'`` is
+            0.001 in RoI heads, as published, and 1 / (C + 1) in classifiers
+            and segmentation heads, where each row has a class. ``None`` leaves
+            the bias to the head. Dense and DETR-type heads have a prior of
+            their own and are left alone.
         kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
     """
 
     use_sigmoid = True
-    bias_prior: float | None
 
     def __init__(
-        self, *args: Any, bias_prior: float | None = 0.001, **kwargs: Any
+        self,
+        *args: Any,
+        bias_prior: float | str | None = 'auto',
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if bias_prior is not None:
-            bias_prior = self._check_number('bias_prior', bias_prior)
-            if not 0 < bias_prior < 1:
-                raise ValueError(
-                    self._say(
-                        'bias_prior',
-                        bias_prior,
-                        'a probability in (0, 1), or None',
-                    )
+        number = isinstance(bias_prior, float) and 0 < bias_prior < 1
+        if not number and bias_prior not in ('auto', None):
+            raise ValueError(
+                self._say(
+                    'bias_prior',
+                    bias_prior,
+                    "a probability in (0, 1), 'auto' or None",
                 )
+            )
         self.bias_prior = bias_prior
 
     @property
+    def initial_probability(self) -> float | None:
+        """What ``bias_prior`` stands for; None to leave the bias alone."""
+        if self.bias_prior == 'auto':
+            # Not 1 / C, which is certainty for a single class.
+            return 0.001 if self._in_roi_head else 1 / (1 + self.num_classes)
+        return self.bias_prior
+
+    @property
     def initial_bias(self) -> float | None:
-        """Logit of ``bias_prior``."""
-        if self.bias_prior is None:
-            return None
-        return math.log(self.bias_prior / (1 - self.bias_prior))
+        """Logit of ``initial_probability``."""
+        p = self.initial_probability
+        return None if p is None else math.log(p / (1 - p))
 
     def columns(self, num_classes: int) -> tuple[int, ...]:
         if self.background == 'objectness':

@@ -118,10 +118,10 @@ def test_a_skipped_step_leaves_no_trace(make, monkeypatch, commits):
 
 def test_a_gradient_scaler_that_skips(make, commits):
     """The real one of PyTorch, on the CPU, with a gradient of inf."""
-    from torch.amp import GradScaler
-
+    if not hasattr(torch.amp, 'GradScaler'):
+        pytest.skip('this torch scales gradients on CUDA only')
     runner = make()
-    scaler = GradScaler('cpu', init_scale=2.0**16)
+    scaler = torch.amp.GradScaler('cpu', init_scale=2.0**16)
     batches = []
 
     def step(self, **kwargs):
@@ -133,7 +133,6 @@ def test_a_gradient_scaler_that_skips(make, commits):
         scaler.step(self.optimizer)
         scaler.update()
 
-    runner.optim_wrapper  # a config until training builds it
     original = OptimWrapper.step
     OptimWrapper.step = step
     try:
