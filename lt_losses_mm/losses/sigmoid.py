@@ -26,10 +26,9 @@ class SigmoidLoss(LongTailLoss):
             classifier shall give to each class, in (0, 1). A ``Runner`` sets
             the bias of the head's classifier to its logit: with a bias of 0,
             a thousand classes begin at a loss of 693 a row. ``'auto'`` is
-            0.001 in RoI heads, as published, and 1 / (C + 1) in classifiers
-            and segmentation heads, where each row has a class. ``None`` leaves
-            the bias to the head. Dense and DETR-type heads have a prior of
-            their own and are left alone.
+            1 / (C + 1), but at least 0.001, which is published for LVIS.
+            ``None`` leaves the bias to the head. Dense and DETR-type heads
+            have a prior of their own and are left alone.
         kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
     """
 
@@ -58,7 +57,7 @@ class SigmoidLoss(LongTailLoss):
         """What ``bias_prior`` stands for; None to leave the bias alone."""
         if self.bias_prior == 'auto':
             # Not 1 / C, which is certainty for a single class.
-            return 0.001 if self._in_roi_head else 1 / (1 + self.num_classes)
+            return max(1 / (1 + self.num_classes), 0.001)
         return self.bias_prior
 
     @property

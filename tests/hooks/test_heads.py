@@ -16,7 +16,8 @@ from lt_losses_mm.losses import GradientDrivenLoss, LongTailLoss
 from lt_losses_mm.registry import MODELS
 
 C = 3
-PRIOR = math.log(0.001 / 0.999)
+# 1 / (C + 1) has the logit -log C; 0.001 is for many classes.
+PRIOR = -math.log(C)
 QUIET = dict(type='lt_losses_mm.StatisticsHook', interval=0, draw=False)
 
 LOSSES = {
@@ -119,19 +120,27 @@ def test_initial_bias_of_each_kind_of_head(train, log, kind):
     head = build_head(kind, 'SigmoidEqualizationLoss')
     train(head)
     classifier = getattr(head, CLASSIFIERS[kind])
-    # 0.001 in RoI heads; elsewhere 1 / (C + 1), whose logit is -log C.
-    expected = PRIOR if kind.endswith('BBoxHead') else -math.log(C)
     assert classifier.bias.tolist() == pytest.approx(
-        [expected] * len(classifier.bias)
+        [PRIOR] * len(classifier.bias)
     )
     # As the host does, and as the recipes do.
     assert 0 < classifier.weight.std() < 0.02
     (told,) = messages(log, 'bias of')
     assert (
         CLASSIFIERS[kind] in told
-        and f'{expected:.2f}' in told
+        and f'{PRIOR:.2f}' in told
         and 'extra' in told
     )
+
+
+@pytest.mark.parametrize(
+    'num_classes, prior', [(1203, 0.001), (999, 0.001), (19, 0.05), (1, 0.5)]
+)
+def test_initial_probability_by_default(num_classes, prior):
+    loss = MODELS.build(
+        dict(type='SigmoidEqualizationLoss', num_classes=num_classes)
+    )
+    assert loss.initial_bias == pytest.approx(math.log(prior / (1 - prior)))
 
 
 @pytest.mark.parametrize('name', SIGMOID)
@@ -218,7 +227,7 @@ def test_a_head_that_is_a_plain_module(make_runner):
     )
     runner.train()
     bias = runner.model.head.fc.bias
-    assert bias.tolist() == pytest.approx([-math.log(C)] * C)
+    assert bias.tolist() == pytest.approx([PRIOR] * C)
 
 
 @pytest.mark.parametrize('kind', ['vit', 'dii', 'ddr'])
@@ -275,8 +284,7 @@ def test_what_is_told_about_the_bias_is_true(train, log, kind):
         classifier = head.conv_seg
     train(head)
     started = bool(messages(log, 'bias of'))
-    prior = torch.tensor(PRIOR if kind == 'dii' else -math.log(C))
-    assert started == torch.allclose(classifier.bias, prior)
+    assert started == torch.allclose(classifier.bias, torch.tensor(PRIOR))
     if kind == 'dii':
         own = math.log(0.01 / 0.99)
         assert classifier.bias.tolist() == pytest.approx([own] * C)
