@@ -81,6 +81,6 @@ def test_values_are_summarised_over_seeds(accuracy):
     ]
     _, *table = accuracy.Results(rows, runs).table()
     assert table == [
-        ['detection', 'cross entropy', '2.0 ± 1.4', '-', '-', '-'],
-        ['detection', 'balanced softmax', '7.0', '-', '-', '-'],
+        ['detection (AP)', 'cross entropy', '2.0 ± 1.4', '-', '-', '-'],
+        ['detection (AP)', 'balanced softmax', '7.0', '-', '-', '-'],
     ]

@@ -102,6 +102,12 @@ _QUALITY_HEADS = {
 # Those of them that pass probabilities in place of logits.
 _ACTIVATED_HEADS = {'DDQAuxLoss', 'TOODHead'}
 
+_UNFIT_HEADS = {
+    'YOLOXHead': 'passes positive anchors alone',
+    'FreeAnchorRetinaHead': 'never calls loss_cls',
+    'AutoAssignHead': 'never calls loss_cls',
+}
+
 # The last layer of RoI heads, of mmpretrain's and of mmseg's heads.
 _CLASSIFIERS = ('fc_cls', 'fc', 'conv_seg')
 
@@ -292,6 +298,19 @@ def _check_heads(runner: Runner) -> None:
                 f'activated={activated}, because {type(owner).__name__} '
                 f'passes {what}'
             )
+        for head, reason in _UNFIT_HEADS.items():
+            if head in kinds:
+                raise ValueError(
+                    f'{name}: {type(loss).__name__} in {head}, expected a '
+                    f'loss of its own, because {head} {reason}; see '
+                    'docs/head_compatibility.md'
+                )
+        if loss.takes_quality and 'DETRHead' in kinds:
+            runner.logger.warning(
+                f'{name}: {type(owner).__name__} passes the quality of a box '
+                "to mmdet's own QualityFocalLoss alone; here each label has "
+                'quality 1'
+            )
         if loss.needs_background and not _has_background(owner):
             runner.logger.warning(
                 f'{name}: {type(loss).__name__} leaves rare classes without '
@@ -332,43 +351,45 @@ def _set_initial_bias(runner: Runner) -> None:
         if bias is None:
             continue
         owner = _owner(runner, name)
+        # Sparse R-CNN's head starts from a prior of its own.
+        if type(owner).__name__ == 'DIIHead':
+            continue
         known = [
             attribute
             for attribute in _CLASSIFIERS
             if getattr(getattr(owner, attribute, None), 'bias', None)
             is not None
         ]
-        # Some set the bias after init_cfg: DIIHead (to its own prior),
-        # DDRHead, PIDHead.
-        if isinstance(owner, BaseModule) and (
-            type(owner).init_weights is not BaseModule.init_weights
-        ):
-            known = []
-        if not known and not _has_background(owner):
-            runner.logger.warning(
-                f'{name}: bias_prior={loss.bias_prior!r} has no effect in '
-                f'{type(owner).__name__}, which has no classifier named '
-                f'{", ".join(_CLASSIFIERS)} or initialises it by itself; '
-                'bias_prior=None says that this is meant'
-            )
         for attribute in known:
-            classifier = getattr(owner, attribute)
-            if isinstance(owner, BaseModule):
-                init_cfg = owner.init_cfg or []
-                if not isinstance(init_cfg, list):
-                    init_cfg = [init_cfg]
-                owner.init_cfg = [
-                    *init_cfg,
-                    dict(
-                        type='Normal',
-                        std=0.01,
-                        bias=bias,
-                        override=dict(name=attribute),
-                    ),
-                ]
-            else:
-                nn.init.constant_(classifier.bias, bias)
+            _start_at(owner, getattr(owner, attribute), bias)
             runner.logger.info(
                 f'{name}: the bias of {attribute} starts at {bias:.2f}, a '
                 f'probability of {loss.initial_probability:g} (bias_prior)'
             )
+        if not known and not _has_background(owner):
+            runner.logger.warning(
+                f'{name}: bias_prior={loss.bias_prior!r} has no effect in '
+                f'{type(owner).__name__}, which has no classifier named '
+                f'{", ".join(_CLASSIFIERS)}; bias_prior=None says that this '
+                'is meant'
+            )
+
+
+def _start_at(owner: nn.Module, classifier: nn.Module, bias: float) -> None:
+    """Set the bias once the host has initialised the head.
+
+    Not by ``init_cfg``: layers such as NormedLinear and heads such as DDRHead
+    initialise themselves after it.
+    """
+    if not isinstance(owner, BaseModule):
+        nn.init.constant_(classifier.bias, bias)
+        return
+
+    def init_weights() -> None:
+        del owner.init_weights  # back to the method of the class
+        fresh = not owner.is_init
+        owner.init_weights()
+        if fresh:
+            nn.init.constant_(classifier.bias, bias)
+
+    owner.init_weights = init_weights

@@ -19,7 +19,7 @@ from ..registry import HOOKS
 from ..statistics import (
     GradientStatistics,
     RunningStatistics,
-    commit_statistics,
+    commit,
     describe_health,
     discard_pending,
     optimizer_steps,
@@ -76,20 +76,22 @@ class StatisticsHook(Hook):
         self.keep_on_load = keep_on_load
         self._losses: list[tuple[str, RunningStatistics]] = []
         self._warned: set[str] = set()
+        self._reported = -1
 
     def before_train(self, runner: Runner) -> None:
         self._losses = list(statistics_modules(_bare(runner.model)))
+        resumed = runner._resume or runner.iter > 0
         for name, loss in self._losses:
-            if runner._resume and loss.statistics_mismatch:
+            # A look at the loss before training is no part of it.
+            loss.discard_pending()
+            if resumed and loss.statistics_mismatch:
                 raise ValueError(f'{name}: {loss.statistics_mismatch}')
-            if runner._load_from is None or runner._resume:
+            if resumed or self.keep_on_load:
                 continue
-            if not self.keep_on_load and any(
-                s.any() for s in loss.statistics.values()
-            ):
+            if any(s.any() for s in loss.statistics.values()):
                 loss.reset_statistics()
                 runner.logger.info(
-                    f'{name}: the statistics of {runner._load_from} are '
+                    f'{name}: the statistics that came with the weights are '
                     'dropped, training starts them anew (keep_on_load=True '
                     'of StatisticsHook keeps them)'
                 )
@@ -104,12 +106,14 @@ class StatisticsHook(Hook):
     ) -> None:
         if not self._losses:
             return
-        steps, before = optimizer_steps(), self._steps
-        self._steps = steps
-        if steps > before:
-            commit_statistics(runner.model)
-        elif _was_due(runner.optim_wrapper):
-            discard_pending(runner.model)
+        due = _was_due(runner.optim_wrapper)
+        if due is not False:
+            steps, before = optimizer_steps(), self._steps
+            self._steps = steps
+            if steps > before:
+                commit([loss for _, loss in self._losses])
+            elif due:
+                discard_pending(runner.model)
         if self.interval and self.every_n_train_iters(runner, self.interval):
             self._report(runner, runner.iter + 1)
         loop = runner.train_loop
@@ -131,7 +135,8 @@ class StatisticsHook(Hook):
         state = checkpoint['state_dict']
         for name, loss in self._losses:
             for key, statistic in loss.statistics.items():
-                state[f'{name}.{key}'] = statistic.cpu()
+                if f'{name}.{key}' in state:
+                    state[f'{name}.{key}'] = statistic.cpu()
 
     def _gradient_losses(self) -> list[tuple[str, GradientStatistics]]:
         return [
@@ -141,12 +146,26 @@ class StatisticsHook(Hook):
         ]
 
     def _report(self, runner: Runner, iteration: int) -> None:
-        if not is_main_process():
+        if not is_main_process() or iteration == self._reported:
             return
-        for name, loss in self._gradient_losses():
+        self._reported = iteration
+        for name, loss in self._losses:
+            if not isinstance(loss, GradientStatistics):
+                continue
+            if not loss.pos_count.any():
+                if name not in self._warned:
+                    self._warned.add(name)
+                    runner.logger.warning(
+                        f'{name}: {type(loss).__name__} has seen no positive '
+                        f'sample in {iteration} iterations. If the head never '
+                        'calls it, or if all labels are ignored, it does '
+                        'nothing (see docs/head_compatibility.md)'
+                    )
+                continue
             health = loss.health()
             runner.logger.info(f'{name}: {describe_health(health)}')
-            if health['saturated'] == 1 and name not in self._warned:
+            idle = loss.saturated()[loss.pos_count > 0].all()
+            if idle and name not in self._warned:
                 self._warned.add(name)
                 runner.logger.warning(
                     f'{name}: {type(loss).__name__} treats all classes as '
@@ -199,18 +218,19 @@ def _bare(model: nn.Module) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
-def _was_due(optim_wrapper: Any) -> bool:
-    """Whether gradients were to be applied in this iteration."""
+def _was_due(optim_wrapper: Any) -> bool | None:
+    """Whether all gradients were to be applied in this iteration.
+
+    None if it cannot be told, as with the wrappers of other engines.
+    """
     wrappers: Sequence[Any] = (
         list(optim_wrapper.values())
         if isinstance(optim_wrapper, OptimWrapperDict)
         else [optim_wrapper]
     )
-    # Wrappers of other engines do not tell; what is pending then waits.
-    return all(
-        isinstance(wrapper, OptimWrapper) and wrapper.should_update()
-        for wrapper in wrappers
-    )
+    if not all(isinstance(wrapper, OptimWrapper) for wrapper in wrappers):
+        return None
+    return all(wrapper.should_update() for wrapper in wrappers)
 
 
 def group_ratios(loss: GradientStatistics) -> dict[str, float]:

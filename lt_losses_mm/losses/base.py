@@ -445,7 +445,8 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             raise RuntimeError(
                 f'{type(self).__name__}: num_classes=None, expected the '
                 'number of classes before the first forward. A Runner takes '
-                'it from the head; in a loop of your own give num_classes.'
+                'it from heads that have a num_classes; elsewhere give it to '
+                'the loss.'
             )
         num_classes, columns = self.num_classes, logits.size(1)
         # Maps have no background column: one too many is a wrong count.

@@ -4,6 +4,7 @@
 from .gradients import GradientStatistics, describe_health
 from .running import (
     RunningStatistics,
+    commit,
     commit_statistics,
     discard_pending,
     optimizer_steps,
@@ -14,6 +15,7 @@ from .running import (
 __all__ = [
     'GradientStatistics',
     'RunningStatistics',
+    'commit',
     'commit_statistics',
     'describe_health',
     'discard_pending',

@@ -59,7 +59,7 @@ class GradientStatistics(RunningStatistics):
             ratio = self.ratio.new_full((1,), torch.nan)
         return dict(
             min=ratio.min().item(),
-            median=ratio.median().item(),
+            median=ratio.quantile(0.5).item(),
             max=ratio.max().item(),
             saturated=self.saturated().double().mean().item(),
             unseen=1 - seen.double().mean().item(),

@@ -22,7 +22,7 @@ attached without being named. A loop of one's own calls
 from __future__ import annotations
 
 import weakref
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import torch
 from mmengine import dist
@@ -65,7 +65,8 @@ def _on_optimizer_step(optimizer: Optimizer, *_: Any) -> None:
                 f'{type(module).__name__}: {_PATIENCE} optimizer steps '
                 'without a commit, so that its statistics stay as they were '
                 'and it does not do what it is for. A Runner of MMEngine '
-                'commits by itself (StatisticsHook); in a loop of your own '
+                'commits by itself (StatisticsHook; a FlexibleRunner needs it '
+                'and ClassPriorHook in custom_hooks); in a loop of your own '
                 'call lt_losses_mm.commit_statistics(model) after '
                 'optimizer.step()'
             )
@@ -237,7 +238,11 @@ def commit_statistics(model: nn.Module) -> None:
     Args:
         model (nn.Module): A model that owns losses, or a loss itself.
     """
-    modules = [m for _, m in statistics_modules(model)]
+    commit([module for _, module in statistics_modules(model)])
+
+
+def commit(modules: Sequence[RunningStatistics]) -> None:
+    """The same for modules that are known, in the same order on each rank."""
     if not modules:
         return
     pending = [m._pending for m in modules]

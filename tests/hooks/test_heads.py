@@ -47,6 +47,8 @@ HEADS = dict(
     RTMDetSepBNHead=('mmdet', 'loss_cls', dict(DENSE, with_objectness=False)),
     TOODHead=('mmdet', 'loss_cls', dict(DENSE, norm_cfg=None)),
     VFNetHead=('mmdet', 'loss_cls', dict(in_channels=8, norm_cfg=None)),
+    YOLOXHead=('mmdet', 'loss_cls', dict(in_channels=8, feat_channels=8)),
+    FreeAnchorRetinaHead=('mmdet', 'loss_cls', DENSE),
     LinearClsHead=('mmpretrain', 'loss', dict(in_channels=8)),
     MultiLabelLinearClsHead=('mmpretrain', 'loss', dict(in_channels=8)),
     FCNHead=('mmseg', 'loss_decode', dict(in_channels=8, channels=8)),
@@ -292,6 +294,25 @@ def test_what_is_told_about_the_bias_is_true(train, log, kind):
         assert messages(log, 'bias_prior')
 
 
+def test_layers_that_initialise_themselves(train):
+    """NormedLinear, of the LVIS configs of Seesaw Loss, resets its bias."""
+    head = build_head(
+        'Shared2FCBBoxHead',
+        'SigmoidEqualizationLoss',
+        cls_predictor_cfg=dict(type='NormedLinear'),
+    )
+    train(head)
+    assert head.fc_cls.bias.tolist() == pytest.approx([PRIOR] * (C + 1))
+
+
+def test_an_initialised_model_keeps_its_bias(train):
+    head = build_head('Shared2FCBBoxHead', 'SigmoidEqualizationLoss')
+    head.init_weights()
+    nn.init.constant_(head.fc_cls.bias, 0.5)
+    train(head)
+    assert (head.fc_cls.bias == 0.5).all()
+
+
 # ------------------------------------------------------------------- quality
 QUALITY_HEADS = [
     'GFLHead',
@@ -300,6 +321,22 @@ QUALITY_HEADS = [
     'TOODHead',
     'VFNetHead',
 ]
+
+
+@pytest.mark.parametrize(
+    'kind, reason',
+    [
+        ('YOLOXHead', 'positive anchors alone'),
+        ('FreeAnchorRetinaHead', 'never calls loss_cls'),
+    ],
+)
+def test_heads_that_cannot_serve_a_loss_refuse_it(train, kind, reason):
+    for name in ('EqualizedFocalLoss', 'EqualizedQualityFocalLoss'):
+        head = build_head(
+            kind, dict(type=f'lt_losses_mm.{name}', use_sigmoid=True)
+        )
+        with pytest.raises(ValueError, match=f'{kind}.*{reason}'):
+            train(head)
 
 
 @pytest.mark.parametrize('kind', QUALITY_HEADS)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import MODELS
 from torch.testing import assert_close
 
 from lt_losses_mm.hooks import StatisticsHook
@@ -142,19 +143,37 @@ def test_a_gradient_scaler_that_skips(make, commits):
     assert [c[2].sum().item() for c in commits] == [5]
 
 
-def test_several_optimizers():
-    class Due(OptimWrapper):
-        def __init__(self, due):
-            self._due = due
+def test_several_optimizers_commit_together(make_runner, loader, commits):
+    """One that steps in every iteration must not end the other's cycle."""
 
-        def should_update(self):
-            return self._due
+    class TwoSteps(MODELS.get('PlaneModel')):
+        def train_step(self, data, optim_wrapper):
+            loss = self(**data, mode='loss')['loss']
+            for wrapper in optim_wrapper.values():
+                wrapper.update_params(loss + 0 * self.head.fc.weight.sum())
+                loss = self(**data, mode='loss')['loss']
+            return dict(loss=loss)
 
-    yes, no = Due(True), Due(False)
-    assert _was_due(yes) and not _was_due(no)
-    assert _was_due(OptimWrapperDict(a=yes, b=yes))
-    assert not _was_due(OptimWrapperDict(a=yes, b=no))
-    assert issubclass(AmpOptimWrapper, OptimWrapper)
+    model = TwoSteps(dict(LOSS), 3)
+    runner = make_runner(
+        model=model,
+        custom_hooks=[QUIET],
+        train=dict(loader((4, 3, 1)), batch_size=2),
+        optim_wrapper=OptimWrapperDict(
+            often=OptimWrapper(torch.optim.SGD([model.head.fc.bias], lr=0.1)),
+            rarely=OptimWrapper(
+                torch.optim.SGD([model.head.fc.weight], lr=0.1),
+                accumulative_counts=2,
+            ),
+        ),
+    )
+    runner.train()
+    # Three passes an iteration, two images each, four iterations.
+    assert [c[2].sum().item() for c in commits] == [12, 12]
+
+
+def test_wrappers_of_other_engines_do_not_tell():
+    assert _was_due(object()) is None
 
 
 def test_statistics_are_resumed_exactly(make, tmp_path):
@@ -189,6 +208,47 @@ def test_fine_tuning_starts_anew(make, tmp_path, log, keep):
         n * (1 + keep) for n in (6, 3, 1)
     ]
     assert len(messages(log, 'are dropped')) == (not keep)
+
+
+@pytest.mark.parametrize('how', ['init_cfg', 'load_checkpoint'])
+def test_statistics_that_come_with_weights_are_dropped(
+    make, tmp_path, log, how
+):
+    make().train()
+    path = str(tmp_path / 'epoch_1.pth')
+    tuned = make(work_dir=str(tmp_path / 'b'))
+    if how == 'init_cfg':
+        tuned.model.init_cfg = dict(type='Pretrained', checkpoint=path)
+    else:
+        tuned.load_checkpoint(path)
+    tuned.train()
+    assert loss_of(tuned).pos_count.tolist() == [6, 3, 1]
+    assert len(messages(log, 'are dropped')) == 1
+
+
+def test_a_look_at_the_loss_before_training_is_not_counted(make):
+    runner = make(dict(num_classes=3))
+    loss_of(runner)(torch.zeros(3, 3, requires_grad=True), torch.arange(3))
+    runner.train()
+    assert loss_of(runner).pos_count.tolist() == [6, 3, 1]
+
+
+def test_a_loss_that_is_never_called_is_told_once(make_runner, log):
+
+    class Deaf(MODELS.get('PlaneModel')):
+        def forward(self, x, gt_label, mode='tensor', **kwargs):
+            logits = self.head(x)
+            if mode == 'loss':
+                return dict(loss=logits.square().mean())
+            return list(logits)
+
+    make_runner(
+        model=Deaf(dict(LOSS), 3),
+        custom_hooks=[dict(QUIET, interval=1)],
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+    ).train()
+    (told,) = messages(log, 'has seen no positive sample')
+    assert 'head.loss_module' in told and 'SigmoidEqualizationLoss' in told
 
 
 def test_resuming_with_other_classes_is_an_error(make, loader, tmp_path):
@@ -286,9 +346,9 @@ def test_health_log(make, log):
     make(
         hook=dict(interval=1), train_cfg=dict(by_epoch=True, max_epochs=1)
     ).train()
-    # Two iterations and the end of the epoch.
+    # Two iterations, the second of which ends the epoch.
     told = messages(log, 'gradient ratio')
-    assert len(told) == 3
+    assert len(told) == 2
     assert 'head.loss_module' in told[0]
     for word in ('min', 'median', 'max', 'at the clamp', 'never seen'):
         assert word in told[0]
@@ -297,14 +357,25 @@ def test_health_log(make, log):
     assert '0.0% never seen positive' in told[-1]
 
 
-def test_a_loss_that_does_nothing_is_told_once(make_runner, log):
-    """All ratios at 1: Equalized Focal Loss is the focal loss."""
+@pytest.mark.parametrize('counts', [(6, 3, 1), (6, 3, 1, 0)], ids=str)
+def test_a_loss_that_does_nothing_is_told_once(
+    make_runner, loader, log, counts
+):
+    """All ratios at 1: Equalized Focal Loss is the focal loss.
+
+    A class without samples has ratio 0, and says nothing about the method.
+    """
     runner = make_runner(
         dict(
             type='lt_losses_mm.EqualizedFocalLoss',
             # Positives alone have gradients: everything starts at p = 0.
             bias_prior=1e-6,
         ),
+        num_classes=len(counts),
+        train=loader(counts),
+        val_dataloader=False,
+        val_cfg=False,
+        val_evaluator=False,
         custom_hooks=[dict(QUIET, interval=1)],
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
     )
