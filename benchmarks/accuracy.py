@@ -380,19 +380,21 @@ class Results:
 
     def table(self) -> list[list[str]]:
         """Header and rows, one a task and method."""
-        rows = [['task', 'loss', *GROUPS, 'ECE (lower is better)']]
+        rows = [['task', 'loss', 'seeds', *GROUPS, 'ECE (lower is better)']]
         if 'classification' not in self.tasks:
             rows[0].pop()
         for task in self.tasks:
             metrics = list(TASKS[task].metrics)
-            metrics += [''] * (len(rows[0]) - 2 - len(metrics))
+            metrics += [''] * (len(rows[0]) - 3 - len(metrics))
             for method in self.methods:
                 cells = [self.cell(task, method, m) for m in metrics]
-                if set(cells) != {'-'}:
-                    names = (task, method)
-                    rows.append(
-                        [*(n.replace('_', ' ') for n in names), *cells]
-                    )
+                if set(cells) == {'-'}:
+                    continue
+                seeds = len(self.values[task, method, metrics[0]])
+                names = f'{task} ({metrics[0]})', method
+                rows.append(
+                    [*(n.replace('_', ' ') for n in names), str(seeds), *cells]
+                )
         return rows
 
     def seeds(self) -> int:
