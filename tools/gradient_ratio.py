@@ -172,7 +172,7 @@ def build(
         for path, _ in configs
     ]
     nearest = [
-        dict(cfg, loss_weight=1.0, num_classes=num_classes)
+        dict(cfg, loss_weight=1.0, loss_name=None, num_classes=num_classes)
         for (_, cfg), length in zip(configs, common)
         if length == max(common)
     ]

@@ -243,8 +243,8 @@ def equalized_focal_loss(
     the focal loss where all :math:`\gamma_j` are equal and w is 1.
 
     Args:
-        logits (Tensor): (N, C) or (N, C, d1, ...), floating; any finite
-            value.
+        logits (Tensor): (N, C) or (N, C, d1, ...), floating; of any
+            size that occurs (finite at 1e4 and beyond).
         labels (Tensor): Index labels, C for background, or soft labels.
         focusing (Tensor): :math:`\gamma_j`, (C,), >= 0.
         class_weight (Tensor): :math:`w_j`, (C,).

@@ -69,7 +69,8 @@ class EqualizedFocalLoss(_EqualizedFocal):
 
     with :math:`g_j` the ratio of the accumulated gradients of positives and
     negatives, clamped to [0, 1]. Li et al., "Equalized Focal Loss for Dense
-    Long-Tailed Object Detection", CVPR 2022. Finite for every finite logit.
+    Long-Tailed Object Detection", CVPR 2022. Finite at logits of
+    1e4 and beyond.
 
     All heads have C logits; rows of background are negatives of all classes.
 

@@ -215,7 +215,7 @@ def test_number_of_classes_never_told(gradient_type, build, size):
     assert not hasattr(loss, 'num_classes')
     labels = torch.zeros(2, *size, dtype=torch.long)
     with pytest.raises(
-        RuntimeError, match='num_classes=None.*head.*give num_classes'
+        RuntimeError, match='num_classes=None.*heads.*give it'
     ):
         loss(torch.zeros(2, 5, *size), labels)
     loss.set_num_classes(5)

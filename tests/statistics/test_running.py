@@ -219,7 +219,7 @@ def test_model_casts_leave_float64(cast):
     }
 
 
-def test_a_million_small_increments():
+def test_small_increments_of_large_sums():
     """In fp32 a sum of 2^24 no longer grows by 1."""
     sums = Sums(1)
     sums.see(2.0**24)
