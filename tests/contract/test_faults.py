@@ -214,9 +214,7 @@ def test_number_of_classes_never_told(gradient_type, build, size):
     loss = build(gradient_type, num_classes=None)
     assert not hasattr(loss, 'num_classes')
     labels = torch.zeros(2, *size, dtype=torch.long)
-    with pytest.raises(
-        RuntimeError, match='num_classes=None.*heads.*give it'
-    ):
+    with pytest.raises(RuntimeError, match='num_classes=None.*heads.*give it'):
         loss(torch.zeros(2, 5, *size), labels)
     loss.set_num_classes(5)
     assert loss(torch.zeros(2, 5, *size), labels) > 0
