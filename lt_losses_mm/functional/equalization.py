@@ -508,7 +508,7 @@ def shifted_softmax_sums(
             weight,
         )
     at = find_label(labels, logits.size(1), ignore_index)
-    own = -log_p.gather(1, at.index).expm1()
+    own = -log_p.gather(1, at.column).expm1()
     return class_sums_at_label(own, log_p.exp(), at, weight)
 
 
@@ -544,7 +544,7 @@ def softmax_equalization_v1(
     at = find_label(labels, logits.size(1), ignore_index)
     # An ignored row whose columns are all dropped would have a NaN gradient.
     dropped = dropped.scatter(
-        1, at.index, dropped.gather(1, at.index) & ~at.positive
+        1, at.column, dropped.gather(1, at.column) & ~at.positive
     ).masked_fill(at.ignored, False)
     return shifted_softmax_cross_entropy(
         logits.masked_fill(dropped, -torch.inf),

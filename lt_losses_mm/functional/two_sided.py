@@ -24,7 +24,7 @@ Side = Callable[..., Tensor]
 class AtLabel(NamedTuple):
     """Where the labels are, each (N, 1, d1, ...)."""
 
-    index: Tensor
+    column: Tensor
     positive: Tensor
     ignored: Tensor
 
@@ -83,13 +83,13 @@ def two_sided_loss(
     own = torch.where(
         at.positive,
         positive(
-            logits.gather(1, at.index),
-            *_gather(columns, at.index, logits),
+            logits.gather(1, at.column),
+            *_gather(columns, at.column, logits),
             *[row.unsqueeze(1).to(logits.dtype) for row in at_label],
         ),
-        loss.gather(1, at.index),
+        loss.gather(1, at.column),
     )
-    return loss.scatter(1, at.index, own).masked_fill(at.ignored, 0)
+    return loss.scatter(1, at.column, own).masked_fill(at.ignored, 0)
 
 
 def _gather(
@@ -139,8 +139,8 @@ def two_sided_sums(
         )
     at = find_label(labels, logits.size(1), ignore_index)
     own = positive(
-        logits.gather(1, at.index),
-        *_gather(columns, at.index, logits),
+        logits.gather(1, at.column),
+        *_gather(columns, at.column, logits),
         *[row.unsqueeze(1).to(logits.dtype) for row in at_label],
     )
     return class_sums_at_label(own, slope, at, weight)
@@ -166,14 +166,14 @@ def class_sums_at_label(
     """
     counted = at.positive
     if weight is not None:
-        own_weight = weight.expand(negative.shape).gather(1, at.index)
+        own_weight = weight.expand(negative.shape).gather(1, at.column)
         positive = positive * own_weight
         counted = counted & (own_weight > 0)
         negative = negative * weight
-    others = negative.gather(1, at.index).masked_fill(at.positive, 0)
-    negative = negative.scatter(1, at.index, others)
+    others = negative.gather(1, at.column).masked_fill(at.positive, 0)
+    negative = negative.scatter(1, at.column, others)
     negative = negative.masked_fill(at.ignored, 0)
-    index = at.index.flatten()
+    index = at.column.flatten()
     wide = _wide(positive.masked_fill(~at.positive, 0)).flatten()
     zeros = wide.new_zeros(negative.size(1))
     return (

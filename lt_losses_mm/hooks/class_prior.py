@@ -375,7 +375,7 @@ def _set_initial_bias(runner: Runner) -> None:
             )
 
 
-def _start_at(owner: nn.Module, classifier: nn.Module, bias: float) -> None:
+def _start_at(owner: nn.Module, classifier: Any, bias: float) -> None:
     """Set the bias once the host has initialised the head.
 
     Not by ``init_cfg``: layers such as NormedLinear and heads such as DDRHead

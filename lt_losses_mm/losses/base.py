@@ -248,7 +248,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> LongTailLoss:
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         # Counts overflow in fp16 (65504), so `model.half()` only moves them.
         counts = self.class_counts
         super()._apply(fn, *args, **kwargs)
@@ -296,10 +296,13 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         and classes (the logits' shape), or None.
         """
 
-    # Whether, without rows of background, some class gets no negative at all.
-    needs_background = False
     # Whether labels may come as a tuple (labels, quality), as GFL heads pass.
     takes_quality = False
+
+    @property
+    def needs_background(self) -> bool:
+        """Whether some class gets no negative where there is no background."""
+        return False
 
     @abstractmethod
     def columns(self, num_classes: int) -> tuple[int, ...]:
@@ -631,7 +634,9 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     def _check_background(cls, background: Background | None) -> Background:
         policies = cls.background_policies
         if background is None:
-            return policies[0]
+            default = policies[0]
+            assert isinstance(default, str)
+            return default
         if isinstance(background, str):
             if background in policies:
                 return background

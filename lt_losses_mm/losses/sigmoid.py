@@ -55,10 +55,11 @@ class SigmoidLoss(LongTailLoss):
     @property
     def initial_probability(self) -> float | None:
         """What ``bias_prior`` stands for; None to leave the bias alone."""
-        if self.bias_prior == 'auto':
+        prior = self.bias_prior
+        if isinstance(prior, str):
             # Not 1 / C, which is certainty for a single class.
-            return max(1 / (1 + self.num_classes), 0.001)
-        return self.bias_prior
+            prior = max(1 / (1 + self.num_classes), 0.001)
+        return prior
 
     @property
     def initial_bias(self) -> float | None:

@@ -166,7 +166,7 @@ class RunningStatistics(nn.Module):
             statistic.mul_(self.decay).add_(row.to(statistic))
         self.discard_pending()
 
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> RunningStatistics:
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         # Sums lose their increments in fp16, and float64 cannot be moved to
         # MPS: so only the device of what `fn` makes of a stand-in is taken.
         kept = self.statistics
