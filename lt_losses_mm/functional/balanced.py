@@ -22,7 +22,8 @@ def upcast(logits: Tensor) -> Tensor:
     return logits.float() if half else logits
 
 
-def _add_shift(logits: Tensor, shift: Tensor) -> Tensor:
+def add_shift(logits: Tensor, shift: Tensor) -> Tensor:
+    """Logits, in fp32 or wider, plus a shift (C,) of their columns."""
     logits = upcast(logits)
     shape = (1, -1) + (1,) * (logits.dim() - 2)
     return logits + shift.to(logits.dtype).view(shape)
@@ -43,7 +44,7 @@ def shifted_softmax_cross_entropy(
     Returns:
         Tensor: (N,) or (N, d1, ...), fp32 or the logits' wider type.
     """
-    logits = _add_shift(logits, shift)
+    logits = add_shift(logits, shift)
     if labels.is_floating_point():
         # PyTorch refuses soft labels together with an ignore_index >= 0.
         return F.cross_entropy(
@@ -74,7 +75,7 @@ def shifted_sigmoid_cross_entropy(
         Tensor: The logits' shape, fp32 or the logits' wider type.
     """
     logits = (
-        _add_shift(logits, shift)
+        add_shift(logits, shift)
         if shift.dim() == 1
         else upcast(logits) + shift.to(upcast(logits).dtype)
     )

@@ -29,11 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .balanced import shifted_softmax_cross_entropy, upcast
+from .balanced import add_shift, shifted_softmax_cross_entropy, upcast
 from .two_sided import (
+    Side,
     class_sums,
     class_sums_at_label,
     find_label,
+    per_column,
     two_sided_loss,
     two_sided_sums,
 )
@@ -224,6 +226,26 @@ def equalized_focal_factors(
     return focusing, focusing / gamma
 
 
+def _focal_side(z: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
+    """Focal loss of a positive; that of a negative is the one of -z."""
+    return -weight * (gamma * F.logsigmoid(-z)).exp() * F.logsigmoid(z)
+
+
+def _focal_slope(z: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
+    """Magnitude of its derivative."""
+    p, rest = torch.sigmoid(z), torch.sigmoid(-z)
+    modulation = (gamma * F.logsigmoid(-z)).exp()
+    return weight * modulation * (rest - gamma * p * F.logsigmoid(z))
+
+
+def _mirrored(side: Side, factor: float = 1.0) -> Side:
+    return lambda z, *parameters: factor * side(-z, *parameters)
+
+
+def _scaled(side: Side, factor: float) -> Side:
+    return lambda z, *parameters: factor * side(z, *parameters)
+
+
 def _balance(alpha: float) -> tuple[float, float]:
     return (1.0, 1.0) if alpha < 0 else (alpha, 1 - alpha)
 
@@ -257,14 +279,11 @@ def equalized_focal_loss(
     """
     of_positives, of_negatives = _balance(alpha)
 
-    def side(z: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
-        return -weight * (gamma * F.logsigmoid(-z)).exp() * F.logsigmoid(z)
-
     return two_sided_loss(
         logits,
         labels,
-        lambda z, gamma, weight: of_positives * side(z, gamma, weight),
-        lambda z, gamma, weight: of_negatives * side(-z, gamma, weight),
+        _scaled(_focal_side, of_positives),
+        _mirrored(_focal_side, of_negatives),
         (focusing, class_weight),
         ignore_index=ignore_index,
     )
@@ -301,16 +320,11 @@ def equalized_focal_sums(
     """
     of_positives, of_negatives = _balance(alpha)
 
-    def slope(z: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
-        p, rest = torch.sigmoid(z), torch.sigmoid(-z)
-        modulation = (gamma * F.logsigmoid(-z)).exp()
-        return weight * modulation * (rest - gamma * p * F.logsigmoid(z))
-
     return two_sided_sums(
         logits,
         labels,
-        lambda z, gamma, weight: of_positives * slope(z, gamma, weight),
-        lambda z, gamma, weight: of_negatives * slope(-z, gamma, weight),
+        _scaled(_focal_slope, of_positives),
+        _mirrored(_focal_slope, of_negatives),
         (focusing, class_weight),
         weight=weight,
         ignore_index=ignore_index,
@@ -340,16 +354,6 @@ def _quality_slope(
     return weight * (
         gamma * gap.pow(gamma - 1) * p * rest * bce + gap.pow(gamma + 1)
     )
-
-
-def _absent_side(z: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
-    return -weight * (gamma * F.logsigmoid(z)).exp() * F.logsigmoid(-z)
-
-
-def _absent_slope(z: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
-    p, rest = torch.sigmoid(z), torch.sigmoid(-z)
-    modulation = (gamma * F.logsigmoid(z)).exp()
-    return weight * modulation * (p - gamma * rest * F.logsigmoid(-z))
 
 
 def _where_of_quality(
@@ -391,20 +395,15 @@ def equalized_quality_focal_loss(
     """
     if labels.is_floating_point():
         logits = upcast(logits)
-        shape = (1, -1) + (1,) * (logits.dim() - 2)
-        return _quality_side(
-            logits,
-            focusing.to(logits.dtype).view(shape),
-            class_weight.to(logits.dtype).view(shape),
-            labels.to(logits.dtype),
-        )
+        gamma, factor = per_column((focusing, class_weight), logits)
+        return _quality_side(logits, gamma, factor, labels.to(logits.dtype))
     if quality is None:
         quality = torch.ones_like(labels, dtype=torch.float32)
     return two_sided_loss(
         logits,
         _where_of_quality(labels, quality, logits.size(1), ignore_index),
         _quality_side,
-        _absent_side,
+        _mirrored(_focal_side),
         (focusing, class_weight),
         at_label=(quality,),
         ignore_index=ignore_index,
@@ -443,14 +442,9 @@ def equalized_quality_focal_sums(
     """
     if labels.is_floating_point():
         logits = upcast(logits)
-        shape = (1, -1) + (1,) * (logits.dim() - 2)
+        gamma, factor = per_column((focusing, class_weight), logits)
         quality = labels.to(logits.dtype)
-        slope = _quality_slope(
-            logits,
-            focusing.to(logits.dtype).view(shape),
-            class_weight.to(logits.dtype).view(shape),
-            quality,
-        )
+        slope = _quality_slope(logits, gamma, factor, quality)
         present = (quality > 0).to(logits.dtype)
         return class_sums(
             present * slope, (1 - present) * slope, present, weight
@@ -461,7 +455,7 @@ def equalized_quality_focal_sums(
         logits,
         _where_of_quality(labels, quality, logits.size(1), ignore_index),
         _quality_slope,
-        _absent_slope,
+        _mirrored(_focal_slope),
         (focusing, class_weight),
         weight=weight,
         at_label=(quality,),
@@ -495,11 +489,9 @@ def shifted_softmax_sums(
         tuple[Tensor, Tensor, Tensor]: (K,) each, as
         :func:`weighted_sigmoid_sums`.
     """
-    logits = upcast(logits)
-    shape = (1, -1) + (1,) * (logits.dim() - 2)
-    log_p = (logits + shift.to(logits.dtype).view(shape)).log_softmax(1)
+    log_p = add_shift(logits, shift).log_softmax(1)
     if labels.is_floating_point():
-        soft = labels.to(logits.dtype)
+        soft = labels.to(log_p.dtype)
         p = log_p.exp()
         return class_sums(
             soft * -log_p.expm1(),

@@ -37,7 +37,8 @@ def find_label(labels: Tensor, num_columns: int, ignore_index: int) -> AtLabel:
     return AtLabel(torch.where(positive, labels, 0), positive, ignored)
 
 
-def _columns(parameters: Sequence[Tensor], logits: Tensor) -> list[Tensor]:
+def per_column(parameters: Sequence[Tensor], logits: Tensor) -> list[Tensor]:
+    """Parameters (C,) in the shape and dtype that fit the logits."""
     shape = (1, -1) + (1,) * (logits.dim() - 2)
     return [
         (p.view(shape) if p.dim() == 1 else p).to(logits.dtype)
@@ -74,7 +75,7 @@ def two_sided_loss(
         Tensor: The logits' shape, fp32 or the logits' wider type.
     """
     logits = upcast(logits)
-    columns = _columns(parameters, logits)
+    columns = per_column(parameters, logits)
     loss = negative(logits, *columns)
     if labels.is_floating_point():
         soft = labels.to(logits.dtype)
@@ -130,7 +131,7 @@ def two_sided_sums(
         :math:`\sum_i [w_{ij} > 0]\, t_{ij}`.
     """
     logits = upcast(logits)
-    columns = _columns(parameters, logits)
+    columns = per_column(parameters, logits)
     slope = negative(logits, *columns)
     if labels.is_floating_point():
         soft = labels.to(logits.dtype)

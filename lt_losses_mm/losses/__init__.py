@@ -6,7 +6,7 @@ from .balanced_softmax import BalancedSoftmaxLoss
 from .base import LongTailLoss
 from .equalization import EqualizationLoss
 from .equalized_focal import EqualizedFocalLoss, EqualizedQualityFocalLoss
-from .gradient_driven import GradientDrivenLoss
+from .gradient_driven import GradientDrivenLoss, GradientDrivenSigmoidLoss
 from .sigmoid import SigmoidLoss
 from .sigmoid_equalization import SigmoidEqualizationLoss
 from .softmax_equalization import SoftmaxEqualizationLoss
@@ -18,6 +18,7 @@ __all__ = [
     'EqualizedFocalLoss',
     'EqualizedQualityFocalLoss',
     'GradientDrivenLoss',
+    'GradientDrivenSigmoidLoss',
     'LongTailLoss',
     'SigmoidEqualizationLoss',
     'SigmoidLoss',

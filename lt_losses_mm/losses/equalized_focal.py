@@ -17,11 +17,10 @@ from ..functional import (
 )
 from ..functional.balanced import upcast
 from ..registry import MODELS
-from .gradient_driven import GradientDrivenLoss
-from .sigmoid import SigmoidLoss
+from .gradient_driven import GradientDrivenSigmoidLoss
 
 
-class _EqualizedFocal(GradientDrivenLoss, SigmoidLoss):
+class _EqualizedFocal(GradientDrivenSigmoidLoss):
     """The factors that both forms share."""
 
     background_policies = ('negatives',)
@@ -53,6 +52,9 @@ class _EqualizedFocal(GradientDrivenLoss, SigmoidLoss):
         return equalized_focal_factors(
             self.ratio, gamma=self.gamma, scale_factor=self.scale_factor
         )
+
+    def column_parameters(self, logits: Tensor) -> tuple[Tensor, ...]:
+        return self.factors()
 
     def saturated(self) -> Tensor:
         """Classes at the clamp: their ratio is at least 1."""
@@ -97,6 +99,8 @@ class EqualizedFocalLoss(_EqualizedFocal):
     """
 
     plain_form = 'plain focal loss'
+    formula = staticmethod(equalized_focal_loss)
+    sums = staticmethod(equalized_focal_sums)
 
     def __init__(self, *args: Any, alpha: float = 0.25, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -106,37 +110,8 @@ class EqualizedFocalLoss(_EqualizedFocal):
                 self._say('alpha', alpha, 'a number in [0, 1], or < 0 for off')
             )
 
-    def element_loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        quality: Tensor | None,
-    ) -> Tensor:
-        return equalized_focal_loss(
-            logits,
-            labels,
-            *self.factors(),
-            alpha=self.alpha,
-            ignore_index=ignore_index,
-        )
-
-    def gradient_sums(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        weight: Tensor | None,
-        quality: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return equalized_focal_sums(
-            logits,
-            labels,
-            *self.factors(),
-            alpha=self.alpha,
-            weight=weight,
-            ignore_index=ignore_index,
-        )
+    def options(self, quality: Tensor | None) -> dict[str, Any]:
+        return dict(alpha=self.alpha)
 
 
 @MODELS.register_module()
@@ -173,6 +148,8 @@ class EqualizedQualityFocalLoss(_EqualizedFocal):
 
     takes_quality = True
     plain_form = 'plain Quality Focal Loss'
+    formula = staticmethod(equalized_quality_focal_loss)
+    sums = staticmethod(equalized_quality_focal_sums)
 
     def __init__(
         self, *args: Any, activated: bool = False, **kwargs: Any
@@ -186,34 +163,5 @@ class EqualizedQualityFocalLoss(_EqualizedFocal):
             cls_score = cls_score.logit(torch.finfo(cls_score.dtype).eps)
         return super().forward(cls_score, *args, **kwargs)
 
-    def element_loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        quality: Tensor | None,
-    ) -> Tensor:
-        return equalized_quality_focal_loss(
-            logits,
-            labels,
-            *self.factors(),
-            quality=quality,
-            ignore_index=ignore_index,
-        )
-
-    def gradient_sums(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        weight: Tensor | None,
-        quality: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return equalized_quality_focal_sums(
-            logits,
-            labels,
-            *self.factors(),
-            quality=quality,
-            weight=weight,
-            ignore_index=ignore_index,
-        )
+    def options(self, quality: Tensor | None) -> dict[str, Any]:
+        return dict(quality=quality)

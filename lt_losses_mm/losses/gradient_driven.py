@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Callable
 
 from torch import Tensor
 
 from ..statistics import GradientStatistics
 from .base import LongTailLoss
+from .sigmoid import SigmoidLoss
 
 
 class GradientDrivenLoss(GradientStatistics, LongTailLoss):
@@ -83,4 +84,55 @@ class GradientDrivenLoss(GradientStatistics, LongTailLoss):
                 name: values[: self.num_classes]
                 for name, values in zip(self.statistic_names, sums)
             }
+        )
+
+
+class GradientDrivenSigmoidLoss(GradientDrivenLoss, SigmoidLoss):
+    """One over independent sigmoids, stated as a pair of functions.
+
+    Both take ``(logits, labels, *column_parameters, ignore_index=, ...)``;
+    ``sums`` takes ``weight``, too, and gives the gradients of ``formula``.
+    """
+
+    formula: Callable[..., Tensor]
+    sums: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+    @abstractmethod
+    def column_parameters(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """What the statistics amount to, one value a logit column each."""
+
+    def options(self, quality: Tensor | None) -> dict[str, Any]:
+        """Further keyword arguments of both functions."""
+        return {}
+
+    def element_loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        quality: Tensor | None,
+    ) -> Tensor:
+        return type(self).formula(
+            logits,
+            labels,
+            *self.column_parameters(logits),
+            ignore_index=ignore_index,
+            **self.options(quality),
+        )
+
+    def gradient_sums(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        weight: Tensor | None,
+        quality: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return type(self).sums(
+            logits,
+            labels,
+            *self.column_parameters(logits),
+            weight=weight,
+            ignore_index=ignore_index,
+            **self.options(quality),
         )

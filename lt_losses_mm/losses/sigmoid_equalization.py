@@ -14,12 +14,11 @@ from ..functional import (
     weighted_sigmoid_sums,
 )
 from ..registry import MODELS
-from .gradient_driven import GradientDrivenLoss
-from .sigmoid import SigmoidLoss
+from .gradient_driven import GradientDrivenSigmoidLoss
 
 
 @MODELS.register_module()
-class SigmoidEqualizationLoss(GradientDrivenLoss, SigmoidLoss):
+class SigmoidEqualizationLoss(GradientDrivenSigmoidLoss):
     r"""Sigmoid-EQL (EQLv2): both sides of each classifier, balanced.
 
     .. math::
@@ -60,6 +59,8 @@ class SigmoidEqualizationLoss(GradientDrivenLoss, SigmoidLoss):
 
     background_policies = ('objectness', 'negatives')
     plain_form = 'plain binary cross-entropy'
+    formula = staticmethod(weighted_sigmoid_cross_entropy)
+    sums = staticmethod(weighted_sigmoid_sums)
 
     def __init__(
         self,
@@ -91,42 +92,12 @@ class SigmoidEqualizationLoss(GradientDrivenLoss, SigmoidLoss):
             self.ratio, gamma=self.gamma, mu=self.mu, alpha=self.alpha
         )
 
-    def _column_weights(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def column_parameters(self, logits: Tensor) -> tuple[Tensor, ...]:
         q, r = self.weights()
         if logits.size(1) > self.num_classes:
             one = q.new_ones(1)
             return torch.cat([q, one]), torch.cat([r, one])
         return q, r
-
-    def element_loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        quality: Tensor | None,
-    ) -> Tensor:
-        return weighted_sigmoid_cross_entropy(
-            logits,
-            labels,
-            *self._column_weights(logits),
-            ignore_index=ignore_index,
-        )
-
-    def gradient_sums(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        weight: Tensor | None,
-        quality: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return weighted_sigmoid_sums(
-            logits,
-            labels,
-            *self._column_weights(logits),
-            weight=weight,
-            ignore_index=ignore_index,
-        )
 
     def saturated(self) -> Tensor:
         """Classes whose weights differ from 1 by less than a percent."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta, abstractmethod
 from typing import Any, Mapping
 
 import torch
@@ -13,7 +14,7 @@ from .running import RunningStatistics
 _EPS = 1e-10
 
 
-class GradientStatistics(RunningStatistics):
+class GradientStatistics(RunningStatistics, metaclass=ABCMeta):
     r"""Accumulated gradient magnitudes of positives and of negatives.
 
     ``pos_grad[j]`` and ``neg_grad[j]`` are sums of
@@ -41,9 +42,9 @@ class GradientStatistics(RunningStatistics):
         unseen = (self.pos_grad + self.neg_grad) == 0
         return ratio.masked_fill(unseen, torch.inf)
 
+    @abstractmethod
     def saturated(self) -> Tensor:
         """Classes that the method treats as its plain form would; (C,)."""
-        raise NotImplementedError
 
     def health(self) -> dict[str, Any]:
         """Figures that tell whether the method is at work.

@@ -1,28 +1,13 @@
+_base_ = './faster-rcnn_r18-c32_fpn_digits.py'
 model = dict(
+    _delete_=True,
     type='ATSS',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[128.0, 128.0, 128.0],
-        std=[64.0, 64.0, 64.0],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=32,
-        num_stages=4,
-        out_indices=(0, 1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-    ),
-    neck=dict(
-        type='FPN', in_channels=[32, 64, 128, 256], out_channels=48, num_outs=4
-    ),
+    data_preprocessor={{_base_.model.data_preprocessor}},
+    backbone={{_base_.model.backbone}},
+    neck={{_base_.model.neck}},
     bbox_head=dict(
         type='ATSSHead',
-        num_classes=40,
+        num_classes={{_base_.model.roi_head.bbox_head.num_classes}},
         in_channels=48,
         feat_channels=48,
         stacked_convs=1,

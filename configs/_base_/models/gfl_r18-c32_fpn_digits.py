@@ -1,39 +1,15 @@
+_base_ = './atss_r18-c32_fpn_digits.py'
 model = dict(
     type='GFL',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[128.0, 128.0, 128.0],
-        std=[64.0, 64.0, 64.0],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=32,
-        num_stages=4,
-        out_indices=(0, 1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-    ),
-    neck=dict(
-        type='FPN', in_channels=[32, 64, 128, 256], out_channels=48, num_outs=4
-    ),
     bbox_head=dict(
+        _delete_=True,
         type='GFLHead',
-        num_classes=40,
-        in_channels=48,
-        feat_channels=48,
-        stacked_convs=1,
-        norm_cfg=dict(type='GN', num_groups=8, requires_grad=True),
-        anchor_generator=dict(
-            type='AnchorGenerator',
-            ratios=[1.0],
-            octave_base_scale=6,
-            scales_per_octave=1,
-            strides=[4, 8, 16, 32],
-        ),
+        num_classes={{_base_.model.bbox_head.num_classes}},
+        in_channels={{_base_.model.bbox_head.in_channels}},
+        feat_channels={{_base_.model.bbox_head.feat_channels}},
+        stacked_convs={{_base_.model.bbox_head.stacked_convs}},
+        norm_cfg={{_base_.model.bbox_head.norm_cfg}},
+        anchor_generator={{_base_.model.bbox_head.anchor_generator}},
         reg_max=8,
         loss_cls=dict(
             type='QualityFocalLoss',
@@ -42,19 +18,6 @@ model = dict(
             loss_weight=1.0,
         ),
         loss_dfl=dict(type='DistributionFocalLoss', loss_weight=0.25),
-        loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
-    ),
-    train_cfg=dict(
-        assigner=dict(type='ATSSAssigner', topk=9),
-        allowed_border=-1,
-        pos_weight=-1,
-        debug=False,
-    ),
-    test_cfg=dict(
-        nms_pre=1000,
-        min_bbox_size=0,
-        score_thr=1e-4,
-        nms=dict(type='nms', iou_threshold=0.6),
-        max_per_img=300,
+        loss_bbox={{_base_.model.bbox_head.loss_bbox}},
     ),
 )
