@@ -37,6 +37,8 @@ for i in DefaultSampler(range(7), shuffle=False):
 result = {**accuracy.evaluate(7), **iou.evaluate(7)}
 with open(f'{sys.argv[1]}_{get_rank()}.json', 'w') as file:
     json.dump(result, file)
+if 'RANK' in os.environ:
+    torch.distributed.destroy_process_group()
 """
 
 

@@ -539,6 +539,8 @@ except Exception as caught:
     error = f'{type(caught).__name__}: {caught}'
 with open(f'{get_rank()}.json', 'w') as file:
     json.dump([counts.counts.tolist(), counts.source, error], file)
+# Threads of gloo that outlive the interpreter may abort the process.
+torch.distributed.destroy_process_group()
 """
 
 

@@ -146,6 +146,8 @@ for accumulate in (1, 4):
     results[f'resumed {accumulate}'] = run(
         f'r{accumulate}', accumulate, resume=True, folder=f'k{accumulate}')
 torch.save(results, f'{sys.argv[1]}/{dist.get_rank()}.pt')
+if 'RANK' in __import__('os').environ:
+    torch.distributed.destroy_process_group()
 """
 
 
