@@ -21,6 +21,7 @@ from .equalization import (
     weighted_sigmoid_sums,
     without_object,
 )
+from .seesaw import seesaw_cross_entropy, seesaw_logits
 
 __all__ = [
     'balanced_sigmoid_cross_entropy',
@@ -31,6 +32,8 @@ __all__ = [
     'equalized_focal_sums',
     'equalized_quality_focal_loss',
     'equalized_quality_focal_sums',
+    'seesaw_cross_entropy',
+    'seesaw_logits',
     'shifted_sigmoid_cross_entropy',
     'shifted_softmax_cross_entropy',
     'shifted_softmax_sums',

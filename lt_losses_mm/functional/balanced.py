@@ -11,15 +11,10 @@ permuted copy. Logits of fp16 and bf16 are computed in fp32.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def upcast(logits: Tensor) -> Tensor:
-    """Logits of fp16 and bf16 in fp32, others as they are."""
-    half = logits.dtype in (torch.float16, torch.bfloat16)
-    return logits.float() if half else logits
+from .two_sided import SHIFTED_BCE, two_sided_loss, upcast
 
 
 def add_shift(logits: Tensor, shift: Tensor) -> Tensor:
@@ -74,21 +69,9 @@ def shifted_sigmoid_cross_entropy(
     Returns:
         Tensor: The logits' shape, fp32 or the logits' wider type.
     """
-    logits = (
-        add_shift(logits, shift)
-        if shift.dim() == 1
-        else upcast(logits) + shift.to(upcast(logits).dtype)
+    return two_sided_loss(
+        SHIFTED_BCE, logits, labels, (shift,), ignore_index=ignore_index
     )
-    loss = -F.logsigmoid(-logits)
-    if labels.is_floating_point():
-        return loss - labels.to(logits.dtype) * logits
-    num_classes = logits.size(1)
-    ignored = labels == ignore_index
-    positive = (labels < num_classes) & ~ignored
-    index = torch.where(positive, labels, 0).unsqueeze(1)
-    at_label = logits.gather(1, index) * positive.unsqueeze(1)
-    loss = loss.scatter_add(1, index, -at_label)
-    return loss.masked_fill(ignored.unsqueeze(1), 0)
 
 
 def balanced_softmax_cross_entropy(
@@ -160,7 +143,7 @@ def balanced_sigmoid_cross_entropy(
         ...     torch.zeros(1, 2), torch.tensor([1]), torch.tensor([.75, .25]))
         tensor([[1.3863, 1.3863]])
     """
-    shift = tau * (prior.log() - torch.log1p(-prior))
+    shift = tau * (prior.log() - (-prior).log1p())
     return shifted_sigmoid_cross_entropy(
         logits, labels, shift, ignore_index=ignore_index
     )

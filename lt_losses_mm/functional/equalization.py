@@ -29,37 +29,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .balanced import add_shift, shifted_softmax_cross_entropy, upcast
+from .balanced import add_shift, shifted_softmax_cross_entropy
 from .two_sided import (
-    Side,
+    WEIGHTED_BCE,
+    Sides,
     class_sums,
     class_sums_at_label,
     find_label,
     per_column,
     two_sided_loss,
     two_sided_sums,
+    upcast,
 )
 
 Sums = Tuple[Tensor, Tensor, Tensor]
 
 
 # ------------------------------------------------------------- weighted BCE
-def _bce_positive(z: Tensor, weight: Tensor, _: Tensor) -> Tensor:
-    return -weight * F.logsigmoid(z)
-
-
-def _bce_negative(z: Tensor, _: Tensor, weight: Tensor) -> Tensor:
-    return -weight * F.logsigmoid(-z)
-
-
-def _bce_positive_slope(z: Tensor, weight: Tensor, _: Tensor) -> Tensor:
-    return weight * torch.sigmoid(-z)
-
-
-def _bce_negative_slope(z: Tensor, _: Tensor, weight: Tensor) -> Tensor:
-    return weight * torch.sigmoid(z)
-
-
 def weighted_sigmoid_cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -85,10 +71,9 @@ def weighted_sigmoid_cross_entropy(
         Tensor: The logits' shape, per row and class.
     """
     return two_sided_loss(
+        WEIGHTED_BCE,
         logits,
         labels,
-        _bce_positive,
-        _bce_negative,
         (positive_weight, negative_weight),
         ignore_index=ignore_index,
     )
@@ -122,10 +107,9 @@ def weighted_sigmoid_sums(
         positive side, of the negative side, and of the positives counted.
     """
     return two_sided_sums(
+        WEIGHTED_BCE,
         logits,
         labels,
-        _bce_positive_slope,
-        _bce_negative_slope,
         (positive_weight, negative_weight),
         weight=weight,
         ignore_index=ignore_index,
@@ -226,28 +210,46 @@ def equalized_focal_factors(
     return focusing, focusing / gamma
 
 
-def _focal_side(z: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
-    """Focal loss of a positive; that of a negative is the one of -z."""
+def _focal_positive(z: Tensor, gamma: Tensor, weight: Tensor, _) -> Tensor:
     return -weight * (gamma * F.logsigmoid(-z)).exp() * F.logsigmoid(z)
 
 
-def _focal_slope(z: Tensor, gamma: Tensor, weight: Tensor) -> Tensor:
-    """Magnitude of its derivative."""
+def _focal_negative(z: Tensor, gamma: Tensor, _, weight: Tensor) -> Tensor:
+    return _focal_positive(-z, gamma, weight, _)
+
+
+def _focal_positive_slope(
+    z: Tensor, gamma: Tensor, weight: Tensor, _
+) -> Tensor:
     p, rest = torch.sigmoid(z), torch.sigmoid(-z)
     modulation = (gamma * F.logsigmoid(-z)).exp()
-    return weight * modulation * (rest - gamma * p * F.logsigmoid(z))
+    return weight * modulation * (gamma * p * F.logsigmoid(z) - rest)
 
 
-def _mirrored(side: Side, factor: float = 1.0) -> Side:
-    return lambda z, *parameters: factor * side(-z, *parameters)
+def _focal_negative_slope(
+    z: Tensor, gamma: Tensor, _, weight: Tensor
+) -> Tensor:
+    return -_focal_positive_slope(-z, gamma, weight, _)
 
 
-def _scaled(side: Side, factor: float) -> Side:
-    return lambda z, *parameters: factor * side(z, *parameters)
+# Parameters: focusing factor, weight of positives, weight of negatives.
+FOCAL = Sides(
+    _focal_positive,
+    _focal_negative,
+    _focal_positive_slope,
+    _focal_negative_slope,
+    neutral=(0, 1, 1),
+)
 
 
-def _balance(alpha: float) -> tuple[float, float]:
-    return (1.0, 1.0) if alpha < 0 else (alpha, 1 - alpha)
+def focal_parameters(
+    focusing: Tensor, class_weight: Tensor, alpha: float = -1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of ``FOCAL``, with alpha, or neither weight if it is < 0."""
+    of_positives, of_negatives = (
+        (1.0, 1.0) if alpha < 0 else (alpha, 1 - alpha)
+    )
+    return focusing, of_positives * class_weight, of_negatives * class_weight
 
 
 def equalized_focal_loss(
@@ -277,14 +279,11 @@ def equalized_focal_loss(
     Returns:
         Tensor: The logits' shape.
     """
-    of_positives, of_negatives = _balance(alpha)
-
     return two_sided_loss(
+        FOCAL,
         logits,
         labels,
-        _scaled(_focal_side, of_positives),
-        _mirrored(_focal_side, of_negatives),
-        (focusing, class_weight),
+        focal_parameters(focusing, class_weight, alpha),
         ignore_index=ignore_index,
     )
 
@@ -318,45 +317,52 @@ def equalized_focal_sums(
     Returns:
         tuple[Tensor, Tensor, Tensor]: As :func:`weighted_sigmoid_sums`.
     """
-    of_positives, of_negatives = _balance(alpha)
-
     return two_sided_sums(
+        FOCAL,
         logits,
         labels,
-        _scaled(_focal_slope, of_positives),
-        _mirrored(_focal_slope, of_negatives),
-        (focusing, class_weight),
+        focal_parameters(focusing, class_weight, alpha),
         weight=weight,
         ignore_index=ignore_index,
     )
 
 
 def _gap(z: Tensor, quality: Tensor) -> Tensor:
-    """|q - p|, without cancellation at q = 0 and at q = 1."""
-    below = quality - torch.sigmoid(z)
-    above = torch.sigmoid(-z) - (1 - quality)
-    return torch.where(quality < 0.5, below, above).abs()
+    """P - q, without cancellation at q = 0 and at q = 1."""
+    below = torch.sigmoid(z) - quality
+    above = (1 - quality) - torch.sigmoid(-z)
+    return torch.where(quality < 0.5, below, above)
 
 
-def _quality_side(
-    z: Tensor, gamma: Tensor, weight: Tensor, quality: Tensor
+def _bce(z: Tensor, quality: Tensor) -> Tensor:
+    return -quality * F.logsigmoid(z) - (1 - quality) * F.logsigmoid(-z)
+
+
+def _quality_positive(
+    z: Tensor, gamma: Tensor, weight: Tensor, _, quality: Tensor
+) -> Tensor:
+    return weight * _gap(z, quality).abs().pow(gamma) * _bce(z, quality)
+
+
+def _quality_positive_slope(
+    z: Tensor, gamma: Tensor, weight: Tensor, _, quality: Tensor
 ) -> Tensor:
     gap = _gap(z, quality)
-    bce = -quality * F.logsigmoid(z) - (1 - quality) * F.logsigmoid(-z)
-    return weight * gap.pow(gamma) * bce
-
-
-def _quality_slope(
-    z: Tensor, gamma: Tensor, weight: Tensor, quality: Tensor
-) -> Tensor:
-    p, rest, gap = torch.sigmoid(z), torch.sigmoid(-z), _gap(z, quality)
-    bce = -quality * F.logsigmoid(z) - (1 - quality) * F.logsigmoid(-z)
+    size = gap.abs()
+    curvature = torch.sigmoid(z) * torch.sigmoid(-z)
     return weight * (
-        gamma * gap.pow(gamma - 1) * p * rest * bce + gap.pow(gamma + 1)
+        gamma * size.pow(gamma - 1) * gap.sign() * curvature * _bce(z, quality)
+        + size.pow(gamma) * gap
     )
 
 
-def _where_of_quality(
+# Parameters as those of FOCAL; at the label, the quality.
+QUALITY_FOCAL = FOCAL._replace(
+    positive=_quality_positive, positive_slope=_quality_positive_slope
+)
+
+
+def where_of_quality(
     labels: Tensor, quality: Tensor, num_classes: int, ignore_index: int
 ) -> Tensor:
     """A label of quality 0 is no positive: its target is background's."""
@@ -393,18 +399,19 @@ def equalized_quality_focal_loss(
     Returns:
         Tensor: The logits' shape.
     """
+    parameters = focal_parameters(focusing, class_weight)
     if labels.is_floating_point():
         logits = upcast(logits)
-        gamma, factor = per_column((focusing, class_weight), logits)
-        return _quality_side(logits, gamma, factor, labels.to(logits.dtype))
+        columns = per_column(parameters, logits)
+        quality = labels.to(logits.dtype)
+        return QUALITY_FOCAL.positive(logits, *columns, quality)
     if quality is None:
         quality = torch.ones_like(labels, dtype=torch.float32)
     return two_sided_loss(
+        QUALITY_FOCAL,
         logits,
-        _where_of_quality(labels, quality, logits.size(1), ignore_index),
-        _quality_side,
-        _mirrored(_focal_side),
-        (focusing, class_weight),
+        where_of_quality(labels, quality, logits.size(1), ignore_index),
+        parameters,
         at_label=(quality,),
         ignore_index=ignore_index,
     )
@@ -440,11 +447,12 @@ def equalized_quality_focal_sums(
     Returns:
         tuple[Tensor, Tensor, Tensor]: As :func:`weighted_sigmoid_sums`.
     """
+    parameters = focal_parameters(focusing, class_weight)
     if labels.is_floating_point():
         logits = upcast(logits)
-        gamma, factor = per_column((focusing, class_weight), logits)
+        columns = per_column(parameters, logits)
         quality = labels.to(logits.dtype)
-        slope = _quality_slope(logits, gamma, factor, quality)
+        slope = QUALITY_FOCAL.positive_slope(logits, *columns, quality).abs()
         present = (quality > 0).to(logits.dtype)
         return class_sums(
             present * slope, (1 - present) * slope, present, weight
@@ -452,11 +460,10 @@ def equalized_quality_focal_sums(
     if quality is None:
         quality = torch.ones_like(labels, dtype=torch.float32)
     return two_sided_sums(
+        QUALITY_FOCAL,
         logits,
-        _where_of_quality(labels, quality, logits.size(1), ignore_index),
-        _quality_slope,
-        _mirrored(_focal_slope),
-        (focusing, class_weight),
+        where_of_quality(labels, quality, logits.size(1), ignore_index),
+        parameters,
         weight=weight,
         at_label=(quality,),
         ignore_index=ignore_index,
@@ -490,6 +497,13 @@ def shifted_softmax_sums(
         :func:`weighted_sigmoid_sums`.
     """
     log_p = add_shift(logits, shift).log_softmax(1)
+    return softmax_sums(log_p, labels, weight, ignore_index)
+
+
+def softmax_sums(
+    log_p: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int
+) -> Sums:
+    """The same from the log of the softmax, (N, K, d1, ...)."""
     if labels.is_floating_point():
         soft = labels.to(log_p.dtype)
         p = log_p.exp()
@@ -499,7 +513,7 @@ def shifted_softmax_sums(
             soft,
             weight,
         )
-    at = find_label(labels, logits.size(1), ignore_index)
+    at = find_label(labels, log_p.size(1), ignore_index)
     own = -log_p.gather(1, at.column).expm1()
     return class_sums_at_label(own, log_p.exp(), at, weight)
 

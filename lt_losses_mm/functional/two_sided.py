@@ -14,11 +14,69 @@ from __future__ import annotations
 from typing import Callable, NamedTuple, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .balanced import upcast
 
-Side = Callable[..., Tensor]
+class Sides(NamedTuple):
+    """A loss of two sides, as functions of logits and column parameters.
+
+    Attributes:
+        positive (callable): P(z, *parameters, *at_label), where ``at_label``
+            are values of the row that only this side reads.
+        negative (callable): N(z, *parameters), monotone in z, with limit 0
+            at minus infinity.
+        positive_slope (callable): P'(z), called as P.
+        negative_slope (callable): N'(z) >= 0, called as N.
+        neutral (tuple of float): Column parameters with which it is plain
+            binary cross-entropy.
+    """
+
+    positive: Callable[..., Tensor]
+    negative: Callable[..., Tensor]
+    positive_slope: Callable[..., Tensor]
+    negative_slope: Callable[..., Tensor]
+    neutral: tuple[float, ...]
+
+
+def _bce_positive(z: Tensor, weight: Tensor, _: Tensor) -> Tensor:
+    return -weight * F.logsigmoid(z)
+
+
+def _bce_negative(z: Tensor, _: Tensor, weight: Tensor) -> Tensor:
+    return -weight * F.logsigmoid(-z)
+
+
+def _bce_positive_slope(z: Tensor, weight: Tensor, _: Tensor) -> Tensor:
+    return -weight * torch.sigmoid(-z)
+
+
+def _bce_negative_slope(z: Tensor, _: Tensor, weight: Tensor) -> Tensor:
+    return weight * torch.sigmoid(z)
+
+
+# Parameters: weight of positives, weight of negatives.
+WEIGHTED_BCE = Sides(
+    _bce_positive,
+    _bce_negative,
+    _bce_positive_slope,
+    _bce_negative_slope,
+    neutral=(1, 1),
+)
+# Parameter: shift of the logits.
+SHIFTED_BCE = Sides(
+    lambda z, shift: -F.logsigmoid(z + shift),
+    lambda z, shift: -F.logsigmoid(-(z + shift)),
+    lambda z, shift: -torch.sigmoid(-(z + shift)),
+    lambda z, shift: torch.sigmoid(z + shift),
+    neutral=(0,),
+)
+
+
+def upcast(logits: Tensor) -> Tensor:
+    """Logits of fp16 and bf16 in fp32, others as they are."""
+    half = logits.dtype in (torch.float16, torch.bfloat16)
+    return logits.float() if half else logits
 
 
 class AtLabel(NamedTuple):
@@ -46,11 +104,33 @@ def per_column(parameters: Sequence[Tensor], logits: Tensor) -> list[Tensor]:
     ]
 
 
+def of_label(
+    side: Callable[..., Tensor],
+    logits: Tensor,
+    columns: Sequence[Tensor],
+    at: AtLabel,
+    at_label: Sequence[Tensor],
+) -> Tensor:
+    """A function of the positive side at the labels, (N, 1, d1, ...).
+
+    Args:
+        side (callable): Of :class:`Sides`.
+        logits (Tensor): (N, C, d1, ...), fp32 or wider.
+        columns (sequence of Tensor): From :func:`per_column`.
+        at (AtLabel): From :func:`find_label`.
+        at_label (sequence of Tensor): (N, d1, ...) each.
+    """
+    return side(
+        logits.gather(1, at.column),
+        *[c.expand(logits.shape).gather(1, at.column) for c in columns],
+        *[row.unsqueeze(1).to(logits.dtype) for row in at_label],
+    )
+
+
 def two_sided_loss(
+    sides: Sides,
     logits: Tensor,
     labels: Tensor,
-    positive: Side,
-    negative: Side,
     parameters: Sequence[Tensor] = (),
     *,
     at_label: Sequence[Tensor] = (),
@@ -59,12 +139,11 @@ def two_sided_loss(
     """Loss per row and class.
 
     Args:
+        sides (Sides): P and N.
         logits (Tensor): (N, C) or (N, C, d1, ...), floating.
         labels (Tensor): (N,) or (N, d1, ...), int64: a class in [0, C), or C
             for a row that is negative for all classes; or soft labels of the
             logits' shape in [0, 1], floating.
-        positive (callable): P(z, *parameters, *at_label).
-        negative (callable): N(z, *parameters).
         parameters (sequence of Tensor): Each (C,), or of a shape that
             broadcasts to the logits.
         at_label (sequence of Tensor): Further arguments of P for index
@@ -76,48 +155,35 @@ def two_sided_loss(
     """
     logits = upcast(logits)
     columns = per_column(parameters, logits)
-    loss = negative(logits, *columns)
+    loss = sides.negative(logits, *columns)
     if labels.is_floating_point():
         soft = labels.to(logits.dtype)
-        return soft * positive(logits, *columns) + (1 - soft) * loss
+        return soft * sides.positive(logits, *columns) + (1 - soft) * loss
     at = find_label(labels, logits.size(1), ignore_index)
     own = torch.where(
         at.positive,
-        positive(
-            logits.gather(1, at.column),
-            *_gather(columns, at.column, logits),
-            *[row.unsqueeze(1).to(logits.dtype) for row in at_label],
-        ),
+        of_label(sides.positive, logits, columns, at, at_label),
         loss.gather(1, at.column),
     )
     return loss.scatter(1, at.column, own).masked_fill(at.ignored, 0)
 
 
-def _gather(
-    columns: Sequence[Tensor], index: Tensor, logits: Tensor
-) -> list[Tensor]:
-    return [c.expand(logits.shape).gather(1, index) for c in columns]
-
-
 def two_sided_sums(
+    sides: Sides,
     logits: Tensor,
     labels: Tensor,
-    positive: Side,
-    negative: Side,
     parameters: Sequence[Tensor] = (),
     *,
     weight: Tensor | None = None,
     at_label: Sequence[Tensor] = (),
     ignore_index: int = -100,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Sums over rows of both sides, for statistics.
+    r"""Sums over rows of the gradients of both sides, for statistics.
 
     Args:
+        sides (Sides): P and N.
         logits (Tensor): (N, C) or (N, C, d1, ...), floating.
         labels (Tensor): As in :func:`two_sided_loss`.
-        positive (callable): Magnitude of the gradient of the positive side,
-            |P'(z)|, called as in :func:`two_sided_loss`.
-        negative (callable): That of the negative side, |N'(z)|.
         parameters (sequence of Tensor): As in :func:`two_sided_loss`.
         weight (Tensor, optional): Factor, of a shape that broadcasts to the
             logits.
@@ -132,18 +198,13 @@ def two_sided_sums(
     """
     logits = upcast(logits)
     columns = per_column(parameters, logits)
-    slope = negative(logits, *columns)
+    slope = sides.negative_slope(logits, *columns)
     if labels.is_floating_point():
         soft = labels.to(logits.dtype)
-        return class_sums(
-            soft * positive(logits, *columns), (1 - soft) * slope, soft, weight
-        )
+        own = sides.positive_slope(logits, *columns).abs()
+        return class_sums(soft * own, (1 - soft) * slope, soft, weight)
     at = find_label(labels, logits.size(1), ignore_index)
-    own = positive(
-        logits.gather(1, at.column),
-        *_gather(columns, at.column, logits),
-        *[row.unsqueeze(1).to(logits.dtype) for row in at_label],
-    )
+    own = of_label(sides.positive_slope, logits, columns, at, at_label).abs()
     return class_sums_at_label(own, slope, at, weight)
 
 
@@ -165,29 +226,38 @@ def class_sums_at_label(
     Values of the negative side at the label, and in ignored rows, are left
     out.
     """
-    counted = at.positive
+    own_weight = None
     if weight is not None:
         own_weight = weight.expand(negative.shape).gather(1, at.column)
-        positive = positive * own_weight
-        counted = counted & (own_weight > 0)
         negative = negative * weight
     others = negative.gather(1, at.column).masked_fill(at.positive, 0)
     negative = negative.scatter(1, at.column, others)
     negative = negative.masked_fill(at.ignored, 0)
+    gradient, count = positive_sums(positive, at, own_weight, negative.size(1))
+    return gradient, _over_rows(negative), count
+
+
+def positive_sums(
+    positive: Tensor, at: AtLabel, weight: Tensor | None, num_columns: int
+) -> tuple[Tensor, Tensor]:
+    """Sums of the positive side, and counts, by column; all (N, 1, ...)."""
+    counted = at.positive
+    if weight is not None:
+        positive = positive * weight
+        counted = counted & (weight > 0)
     index = at.column.flatten()
-    wide = _wide(positive.masked_fill(~at.positive, 0)).flatten()
-    zeros = wide.new_zeros(negative.size(1))
+    values = wide(positive.masked_fill(~at.positive, 0)).flatten()
+    zeros = values.new_zeros(num_columns)
     return (
-        zeros.index_add(0, index, wide),
-        _over_rows(negative),
-        zeros.index_add(0, index, counted.to(wide.dtype).flatten()),
+        zeros.index_add(0, index, values),
+        zeros.index_add(0, index, counted.to(values.dtype).flatten()),
     )
 
 
 def _over_rows(values: Tensor) -> Tensor:
-    return _wide(values.sum([d for d in range(values.dim()) if d != 1]))
+    return wide(values.sum([d for d in range(values.dim()) if d != 1]))
 
 
-def _wide(values: Tensor) -> Tensor:
-    # float64 does not exist on MPS
+def wide(values: Tensor) -> Tensor:
+    """In float64, where the device has it (MPS has not)."""
     return values if values.device.type == 'mps' else values.double()

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional import shifted_sigmoid_cross_entropy
+from ..functional.two_sided import SHIFTED_BCE
+from ..kernels import Batch, sigmoid_rows
 from ..priors.shift import sigmoid_shift
 from ..registry import MODELS
 from .sigmoid import SigmoidLoss
@@ -47,25 +48,15 @@ class BalancedSigmoidLoss(SigmoidLoss):
         super().__init__(*args, **kwargs)
         self.tau = self._check_number('tau', tau, low=0)
 
-    def element_loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        quality: Tensor | None,
-    ) -> Tensor:
+    def row_loss(self, batch: Batch) -> Tensor:
         shift = sigmoid_shift(self.class_counts, self.background)
         if self.background == 'objectness':
             # Index C is the background column, so index labels need no change.
             shift = torch.cat([shift, shift.new_zeros(1)])
-        shift = self.tau * shift
-        if (
-            self.background == 'foreground_rows'
-            and not labels.is_floating_point()
-        ):
-            has_object = (labels != self.num_classes).unsqueeze(1)
-            shape = (1, -1) + (1,) * (logits.dim() - 2)
-            shift = shift.view(shape) * has_object
-        return shifted_sigmoid_cross_entropy(
-            logits, labels, shift, ignore_index=ignore_index
+        rows, _ = sigmoid_rows(
+            SHIFTED_BCE,
+            (self.tau * shift,),
+            batch,
+            spare_background=self.background == 'foreground_rows',
         )
+        return rows

@@ -16,18 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..kernels import Batch
+from ..kernels.switch import is_compiling
 from ..priors import ClassCounts, load_class_counts
 from ..priors.shift import BACKGROUND_POLICIES, Background
 
 _REDUCTIONS = ('none', 'mean', 'sum')
-
-
-def _is_compiling() -> bool:
-    # torch.compiler.is_compiling came with torch 2.3.
-    compiler: Any = getattr(torch, 'compiler', None)
-    if hasattr(compiler, 'is_compiling'):
-        return compiler.is_compiling()
-    return torch._dynamo.is_compiling()
 
 
 class LongTailLoss(nn.Module, metaclass=ABCMeta):
@@ -67,6 +61,11 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         use_sigmoid (bool, optional): Dense and DETR-type heads of mmdet read
             this key of the loss config to choose their number of channels.
             If given, it has to agree with the loss.
+        overwrite_logits (bool): Whether the gradient is written over the
+            logits in the backward pass, which saves its memory. The logits
+            must not be needed by any other backward computation (of another
+            loss, or of an activation that saved them): that is an error of
+            autograd then. Leaf tensors are never written over.
 
     Raises:
         ValueError: A hyper-parameter is out of range; the message names the
@@ -101,6 +100,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         class_weight: Sequence[float] | None = None,
         loss_name: str | None = None,
         use_sigmoid: bool | None = None,
+        overwrite_logits: bool = False,
     ) -> None:
         super().__init__()
         self.loss_weight = self._check_number('loss_weight', loss_weight)
@@ -140,6 +140,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         self.reduction = reduction
         self.ignore_index = ignore_index
         self.avg_non_ignore = avg_non_ignore
+        self.overwrite_logits = overwrite_logits
         self._loss_name = self._check_loss_name(loss_name)
         self._expected_classes = num_classes
         self._in_roi_head = False
@@ -257,47 +258,25 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
 
     # --------------------------------------------------------------- forward
     @abstractmethod
-    def row_loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        element_weight: Tensor | None,
-        quality: Tensor | None = None,
-    ) -> Tensor:
+    def row_loss(self, batch: Batch) -> Tensor:
         """The formula.
 
         Args:
-            logits (Tensor): (N, K) or (N, K, d1, ...); K columns as
-                :meth:`columns` says.
-            labels (Tensor): Index labels (N, d1, ...) int64, or soft labels
-                of the logits' shape. Background is label C.
-            ignore_index (int): Index label of rows without a loss.
-            element_weight (Tensor, optional): The logits' shape.
-            quality (Tensor, optional): Where the loss ``takes_quality`` and
-                the head passed (labels, quality): that of each row.
+            batch (Batch): Logits of (N, K) or (N, K, d1, ...), with K columns
+                as :meth:`columns` says; index labels (N, d1, ...), of which C
+                is background, or soft labels of the logits' shape.
+                ``element_weight`` is this method's to apply, ``row_weight``
+                is not; ``learns`` says whether statistics take notice.
 
         Returns:
             Tensor: Loss per row, (N, d1, ...); 0 for ignored rows.
         """
 
-    def learn_from(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        weight: Tensor | None,
-        quality: Tensor | None = None,
-    ) -> None:
-        """See a batch that is trained on; for losses that keep statistics.
-
-        Called without gradient, after :meth:`row_loss`, with the same
-        arguments but for ``weight``: that of rows (N, 1, d1, ...), of rows
-        and classes (the logits' shape), or None.
-        """
-
     # Whether labels may come as a tuple (labels, quality), as GFL heads pass.
     takes_quality = False
+
+    # Whether labels may be soft.
+    takes_soft_labels = True
 
     @property
     def needs_background(self) -> bool:
@@ -378,6 +357,12 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 'as EqualizedQualityFocalLoss.'
             )
         label = self._check_input(cls_score, label, ignore_index)
+        if label.is_floating_point() and not self.takes_soft_labels:
+            raise ValueError(
+                f'{type(self).__name__}: soft labels, expected index labels: '
+                'the method is defined for one label a row; remove Mixup, '
+                'CutMix and label smoothing, or take another loss'
+            )
         if quality is not None and quality.shape != label.shape:
             raise ValueError(
                 f'{type(self).__name__}: quality of shape '
@@ -393,33 +378,39 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         if class_weight is not None and soft:
             shape = (1, -1) + (1,) * (cls_score.dim() - 2)
             label = label * class_weight.to(label).view(shape)
-        rows = self.row_loss(
-            cls_score, label, ignore_index, element_weight, quality
+        counted = torch.ones(
+            cls_score.shape[:1] + cls_score.shape[2:],
+            dtype=torch.promote_types(cls_score.dtype, torch.float32),
+            device=cls_score.device,
         )
-        counted = torch.ones_like(rows)
         if not soft:
             ignored = label == ignore_index
             if class_weight is not None:
                 # What mmseg divides by: the sum of the labels' weights.
-                counted = class_weight.to(rows)[label.masked_fill(ignored, 0)]
+                counted = class_weight.to(counted)[
+                    label.masked_fill(ignored, 0)
+                ]
                 row_weight = (
                     counted if row_weight is None else counted * row_weight
                 )
             if self.avg_non_ignore or class_weight is not None:
                 counted = counted.masked_fill(ignored, 0)
+        rows = self.row_loss(
+            Batch(
+                cls_score,
+                label,
+                ignore_index,
+                element_weight,
+                row_weight,
+                quality,
+                learns=self.training
+                and torch.is_grad_enabled()
+                and cls_score.numel() > 0,
+                overwrite=self.overwrite_logits,
+            )
+        )
         if row_weight is not None:
             rows = rows * row_weight.to(rows.dtype)
-        if self.training and torch.is_grad_enabled():
-            if row_weight is not None:
-                element_weight = row_weight.unsqueeze(1)
-            with torch.no_grad():
-                self.learn_from(
-                    cls_score.detach(),
-                    label,
-                    ignore_index,
-                    element_weight,
-                    quality,
-                )
 
         if reduction == 'none':
             return self.loss_weight * rows
@@ -504,7 +495,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         may_have_background: bool,
         ignore_index: int,
     ) -> None:
-        if _is_compiling() or not labels.numel():
+        if is_compiling() or not labels.numel():
             return
         # On an accelerator the look at the values stops the host, so only
         # the first batch is looked at there.

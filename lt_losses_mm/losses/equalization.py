@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..functional import (
-    equalization_weights,
     softmax_equalization_v1,
-    weighted_sigmoid_cross_entropy,
     without_object,
 )
+from ..functional.two_sided import WEIGHTED_BCE
+from ..kernels import Batch, sigmoid_rows
 from ..registry import MODELS
 from .sigmoid import SigmoidLoss
 
@@ -111,38 +111,23 @@ class EqualizationLoss(SigmoidLoss):
             return (num_classes,)
         return num_classes + 1, num_classes
 
-    def element_loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        quality: Tensor | None,
-    ) -> Tensor:
-        return weighted_sigmoid_cross_entropy(
-            logits,
-            labels,
-            *equalization_weights(labels, self.tail(), logits.dim()),
-            ignore_index=ignore_index,
+    def row_loss(self, batch: Batch) -> Tensor:
+        if self.use_sigmoid:
+            return self._sigmoid_rows(batch)
+        return softmax_equalization_v1(
+            batch.logits,
+            batch.labels,
+            self._draw(batch.logits, batch.labels),
+            ignore_index=batch.ignore_index,
         )
 
-    def row_loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        element_weight: Tensor | None,
-        quality: Tensor | None = None,
-    ) -> Tensor:
-        if self.use_sigmoid:
-            return super().row_loss(
-                logits, labels, ignore_index, element_weight
-            )
-        return softmax_equalization_v1(
-            logits,
-            labels,
-            self._draw(logits, labels),
-            ignore_index=ignore_index,
+    def _sigmoid_rows(self, batch: Batch) -> Tensor:
+        kept = (~self.tail()).float()
+        weights = torch.ones_like(kept), kept
+        rows, _ = sigmoid_rows(
+            WEIGHTED_BCE, weights, batch, spare_background=True
         )
+        return rows
 
     def _draw(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Elements that the softmax form leaves out, of the logits' shape."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,12 +11,17 @@ from torch import Tensor
 
 from ..functional import (
     equalized_focal_factors,
-    equalized_focal_loss,
-    equalized_focal_sums,
     equalized_quality_focal_loss,
     equalized_quality_focal_sums,
 )
-from ..functional.balanced import upcast
+from ..functional.equalization import (
+    FOCAL,
+    QUALITY_FOCAL,
+    focal_parameters,
+    where_of_quality,
+)
+from ..functional.two_sided import upcast
+from ..kernels import Batch, Sums, sigmoid_rows
 from ..registry import MODELS
 from .gradient_driven import GradientDrivenSigmoidLoss
 
@@ -23,6 +29,7 @@ from .gradient_driven import GradientDrivenSigmoidLoss
 class _EqualizedFocal(GradientDrivenSigmoidLoss):
     """The factors that both forms share."""
 
+    alpha = -1.0  # weighs neither side
     background_policies = ('negatives',)
 
     def __init__(
@@ -54,7 +61,7 @@ class _EqualizedFocal(GradientDrivenSigmoidLoss):
         )
 
     def column_parameters(self, logits: Tensor) -> tuple[Tensor, ...]:
-        return self.factors()
+        return focal_parameters(*self.factors(), self.alpha)
 
     def saturated(self) -> Tensor:
         """Classes at the clamp: their ratio is at least 1."""
@@ -99,8 +106,7 @@ class EqualizedFocalLoss(_EqualizedFocal):
     """
 
     plain_form = 'plain focal loss'
-    formula = staticmethod(equalized_focal_loss)
-    sums = staticmethod(equalized_focal_sums)
+    sides = FOCAL
 
     def __init__(self, *args: Any, alpha: float = 0.25, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -109,9 +115,6 @@ class EqualizedFocalLoss(_EqualizedFocal):
             raise ValueError(
                 self._say('alpha', alpha, 'a number in [0, 1], or < 0 for off')
             )
-
-    def options(self, quality: Tensor | None) -> dict[str, Any]:
-        return dict(alpha=self.alpha)
 
 
 @MODELS.register_module()
@@ -148,8 +151,7 @@ class EqualizedQualityFocalLoss(_EqualizedFocal):
 
     takes_quality = True
     plain_form = 'plain Quality Focal Loss'
-    formula = staticmethod(equalized_quality_focal_loss)
-    sums = staticmethod(equalized_quality_focal_sums)
+    sides = QUALITY_FOCAL
 
     def __init__(
         self, *args: Any, activated: bool = False, **kwargs: Any
@@ -163,5 +165,31 @@ class EqualizedQualityFocalLoss(_EqualizedFocal):
             cls_score = cls_score.logit(torch.finfo(cls_score.dtype).eps)
         return super().forward(cls_score, *args, **kwargs)
 
-    def options(self, quality: Tensor | None) -> dict[str, Any]:
-        return dict(quality=quality)
+    def rows_and_sums(self, batch: Batch) -> tuple[Tensor, Sums]:
+        logits, labels = batch.logits, batch.labels
+        if labels.is_floating_point():
+            # A map of qualities is no mixture of samples.
+            factors = self.factors()
+            loss = equalized_quality_focal_loss(logits, labels, *factors)
+            if batch.element_weight is not None:
+                loss = loss * batch.element_weight.to(loss.dtype)
+            rows = loss.sum(1)
+            if not batch.learns:
+                return rows, None
+            with torch.no_grad():
+                return rows, equalized_quality_focal_sums(
+                    logits, labels, *factors, weight=batch.weight
+                )
+        quality = batch.quality
+        if quality is None:
+            quality = torch.ones_like(labels, dtype=torch.float32)
+        present = where_of_quality(
+            labels, quality, logits.size(1), batch.ignore_index
+        )
+        return sigmoid_rows(
+            self.sides,
+            self.column_parameters(logits),
+            replace(batch, labels=present),
+            at_label=(quality,),
+            sums=batch.learns,
+        )

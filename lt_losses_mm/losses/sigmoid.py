@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -71,29 +70,6 @@ class SigmoidLoss(LongTailLoss):
         if self.background == 'objectness':
             return (num_classes + 1,)
         return (num_classes,)
-
-    @abstractmethod
-    def element_loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        quality: Tensor | None,
-    ) -> Tensor:
-        """The formula per row and class, of the logits' shape."""
-
-    def row_loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        element_weight: Tensor | None,
-        quality: Tensor | None = None,
-    ) -> Tensor:
-        loss = self.element_loss(logits, labels, ignore_index, quality)
-        if element_weight is not None:
-            loss = loss * element_weight.to(loss.dtype)
-        return loss.sum(1)
 
     def scores(self, cls_score: Tensor) -> tuple[Tensor, Tensor]:
         scores = cls_score.sigmoid()

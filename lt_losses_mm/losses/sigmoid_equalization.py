@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional import (
-    sigmoid_equalization_weights,
-    weighted_sigmoid_cross_entropy,
-    weighted_sigmoid_sums,
-)
+from ..functional import sigmoid_equalization_weights
+from ..functional.two_sided import WEIGHTED_BCE
 from ..registry import MODELS
 from .gradient_driven import GradientDrivenSigmoidLoss
 
@@ -59,8 +56,7 @@ class SigmoidEqualizationLoss(GradientDrivenSigmoidLoss):
 
     background_policies = ('objectness', 'negatives')
     plain_form = 'plain binary cross-entropy'
-    formula = staticmethod(weighted_sigmoid_cross_entropy)
-    sums = staticmethod(weighted_sigmoid_sums)
+    sides = WEIGHTED_BCE
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..functional import shifted_softmax_sums
+from ..kernels import Batch, Sums
 from ..registry import MODELS
 from .balanced_softmax import BalancedSoftmaxLoss
 from .gradient_driven import GradientDrivenLoss
@@ -80,20 +80,8 @@ class SoftmaxEqualizationLoss(GradientDrivenLoss, BalancedSoftmaxLoss):
         """s, (C,)."""
         return self._gradients.clamp(min=self.eps)
 
-    def gradient_sums(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-        weight: Tensor | None,
-        quality: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return shifted_softmax_sums(
-            *self._of_class(logits, labels, ignore_index),
-            self._shift(logits),
-            weight=weight,
-            ignore_index=ignore_index,
-        )
+    def rows_and_sums(self, batch: Batch) -> tuple[Tensor, Sums]:
+        return self.class_rows(batch, sums=batch.learns)
 
     def saturated(self) -> Tensor:
         """Classes whose s is the floor."""

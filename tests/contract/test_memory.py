@@ -61,4 +61,7 @@ def test_compiles_without_graph_breaks(loss_type, build, rows, observed):
             compiled(logits, labels, weight, **args),
             loss(logits, labels, weight, **args),
         )
-        torch.testing.assert_close(observed(traced), observed(loss))
+        # One is computed by kernels, in fp32.
+        torch.testing.assert_close(
+            observed(traced), observed(loss), rtol=1e-5, atol=1e-6
+        )

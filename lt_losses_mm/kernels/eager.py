@@ -1,0 +1,151 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""The kernels in operators of PyTorch, on parts that fit the caches."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator
+
+import torch
+from torch import Tensor
+
+from ..functional.two_sided import per_column, upcast, wide
+
+# Logits of a part. On CPU it and its temporaries stay in the second-level
+# cache; accelerators want fewer, larger kernels.
+_ON_CPU = 1 << 17
+_ON_ACCELERATORS = 1 << 25
+
+
+def _parts(z: Tensor) -> Iterator[tuple[Any, Any]]:
+    """Indices of parts of the logits, and of the same parts of rows."""
+    size = _ON_CPU if z.device.type == 'cpu' else _ON_ACCELERATORS
+    step = max(1, size // z.size(1))
+    if z.dim() == 2:
+        for begin in range(0, z.size(0), step):
+            part = slice(begin, begin + step)
+            yield part, part
+        return
+    pixels = z.size(2)
+    if pixels < step:
+        for begin in range(0, z.size(0), step // pixels):
+            part = slice(begin, begin + step // pixels)
+            yield part, part
+        return
+    for n in range(z.size(0)):
+        for begin in range(0, pixels, step):
+            image, part = slice(n, n + 1), slice(begin, begin + step)
+            yield (image, slice(None), part), (image, part)
+
+
+def _column_sums(values: Tensor, weight: Tensor | None, at: Any) -> Tensor:
+    """Of rows that are not ignored, without the labels' own."""
+    _drop_label(values, at)
+    values.masked_fill_(at.ignored, 0)
+    if values.dim() == 3:
+        if weight is not None:
+            values.mul_(weight.unsqueeze(1))
+        return wide(values.sum((0, 2)))
+    if weight is None:
+        weight = values.new_ones(()).expand(values.size(0))
+    return wide(weight.to(values.dtype) @ values)
+
+
+def _drop_label(values: Tensor, at: Any) -> None:
+    own = values.gather(1, at.column).masked_fill_(at.positive, 0)
+    values.scatter_(1, at.column, own)
+
+
+def _at(work: Any, rows: Any) -> Any:
+    at = work.at
+    index = (
+        rows if isinstance(rows, slice) else (rows[0], slice(None), rows[1])
+    )
+    return type(at)(*[field[index] for field in at])
+
+
+def _new_sums(z: Tensor) -> Tensor:
+    return wide(z.new_zeros(z.size(1), dtype=upcast(z[:0]).dtype))
+
+
+def _new_rows(work: Any, z: Tensor) -> Tensor:
+    return z.new_empty(work.labels.shape, dtype=upcast(z[:0]).dtype)
+
+
+def softmax_forward(work: Any, z: Tensor) -> Tensor:
+    """Losses of rows; state for the backward pass, and sums, in ``work``."""
+    losses, sums = _new_rows(work, z), _new_sums(z)
+    for part, rows in _parts(z):
+        labels, at = work.labels[rows], _at(work, rows)
+        logits = work.adjust(z[part], labels, work.ignore_index)
+        log_p = logits.log_softmax(1)
+        own = -log_p.gather(1, at.column).masked_fill_(~at.positive, 0)
+        losses[rows] = own.squeeze(1)
+        if work.with_sums:
+            weight = None if work.weight is None else work.weight[rows]
+            sums += _column_sums(log_p.exp_(), weight, at)
+    if work.with_sums:
+        work.negative_sums = sums
+    return losses
+
+
+def softmax_backward(
+    work: Any, z: Tensor, upstream: Tensor, out: Tensor
+) -> None:
+    """Write the gradient to ``out``, which may be the logits."""
+    for part, rows in _parts(z):
+        at = _at(work, rows)
+        logits = work.adjust(z[part], work.labels[rows], work.ignore_index)
+        factor = upstream[rows].unsqueeze(1).masked_fill(~at.positive, 0)
+        p = logits.softmax(1).mul_(factor)
+        p.masked_fill_(factor == 0, 0)
+        p.scatter_add_(1, at.column, -factor.to(p.dtype))
+        out[part] = p
+
+
+def _columns(work: Any, logits: Tensor, rows: Any) -> list[Tensor]:
+    columns = per_column(work.parameters, logits)
+    if not work.spares:
+        return columns
+    background = (work.labels[rows] == logits.size(1)).unsqueeze(1)
+    return [
+        torch.where(background, column.new_tensor(neutral), column)
+        for neutral, column in zip(work.sides.neutral, columns)
+    ]
+
+
+def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
+    """Losses of rows without the label's own; sums in ``work``."""
+    losses, sums = _new_rows(work, z), _new_sums(z)
+    for part, rows in _parts(z):
+        at, logits = _at(work, rows), upcast(z[part])
+        columns = _columns(work, logits, rows)
+        loss = work.sides.negative(logits, *columns)
+        if work.element_weight is not None:
+            loss.mul_(work.element_weight[part])
+        _drop_label(loss, at)
+        losses[rows] = loss.sum(1).masked_fill_(at.ignored.squeeze(1), 0)
+        if work.with_sums:
+            slope = work.sides.negative_slope(logits, *columns)
+            if work.element_weight is not None:
+                slope.mul_(work.element_weight[part])
+            weight = None if work.weight is None else work.weight[rows]
+            sums += _column_sums(slope, weight, at)
+    if work.with_sums:
+        work.negative_sums = sums
+    return losses
+
+
+def sigmoid_backward(
+    work: Any, z: Tensor, upstream: Tensor, out: Tensor
+) -> None:
+    """Write the gradient of negatives to ``out``, in all columns."""
+    for part, rows in _parts(z):
+        at, logits = _at(work, rows), upcast(z[part])
+        slope = work.sides.negative_slope(
+            logits, *_columns(work, logits, rows)
+        )
+        if work.element_weight is not None:
+            slope.mul_(work.element_weight[part])
+        factor = upstream[rows].unsqueeze(1).masked_fill(at.ignored, 0)
+        slope.mul_(factor).masked_fill_(factor == 0, 0)
+        out[part] = slope

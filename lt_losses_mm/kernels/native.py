@@ -1,0 +1,331 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""The kernels in C++, for CPU: compiled when first used, then cached.
+
+The machine needs a C++ compiler (``CXX``, ``g++`` or ``clang++``); without
+one a line of the log says so, and the kernels of ``eager.py`` are used. The
+code has no headers of PyTorch in it, and is called through ``ctypes``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from logging import INFO, WARNING
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from ..functional.equalization import FOCAL, QUALITY_FOCAL
+from ..functional.two_sided import SHIFTED_BCE, WEIGHTED_BCE
+
+_SOURCE = Path(__file__).with_name('native.cpp')
+_FLAGS = (
+    '-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math '
+    '-ffp-contract=fast -shared -fPIC'
+).split()
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_SHIFTED, _SEESAW, _BCE, _FOCAL = range(4)
+
+
+class _Problem(ctypes.Structure):
+    """``Problem`` of native.cpp, field by field."""
+
+    _fields_ = [
+        *[
+            (name, ctypes.c_void_p)
+            for name in (
+                'logits gradient labels first second weight element_weight '
+                'upstream rows top total lse sums'
+            ).split()
+        ],
+        *[
+            (name, ctypes.c_int64)
+            for name in (
+                'images columns pixels stride gradient_stride ignore spared '
+                'formula type threads'
+            ).split()
+        ],
+        ('p', ctypes.c_float),
+        ('q', ctypes.c_float),
+        ('log_eps', ctypes.c_float),
+    ]
+
+
+# ------------------------------------------------------------------- library
+def cache_folder() -> Path:
+    """Where compiled code is kept: ``$XDG_CACHE_HOME/lt_losses_mm``."""
+    root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(root) / 'lt_losses_mm'
+
+
+def _compiler() -> str | None:
+    named = os.environ.get('CXX')
+    for name in [named] if named else ['g++', 'clang++']:
+        found = shutil.which(name)
+        if found:
+            return found
+    return None
+
+
+def _cpu() -> str:
+    """What ``-march=native`` depends on."""
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = [x for x in lines if x.startswith(('flags', 'Features', 'model'))]
+    return (
+        platform.machine() + platform.processor() + ''.join(sorted(set(flags)))
+    )
+
+
+def _openmp() -> list[str]:
+    """Flags that share PyTorch's own pool of threads, where it has one."""
+    library = Path(torch.__file__).parent / 'lib'
+    bundled = sorted(library.glob('libgomp*.so*'))
+    bundled += sorted(library.parent.with_name('torch.libs').glob('libgomp*'))
+    return [str(bundled[0])] if bundled else []
+
+
+def _build(compiler: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        # Linking names PyTorch's OpenMP, which -fopenmp would not find.
+        compiled, linked = (
+            Path(folder) / 'native.o',
+            Path(folder) / 'native.so',
+        )
+        for command in (
+            [
+                compiler,
+                *_FLAGS,
+                '-fopenmp',
+                '-c',
+                str(_SOURCE),
+                '-o',
+                compiled,
+            ],
+            [
+                compiler,
+                '-shared',
+                compiled,
+                *(_openmp() or ['-fopenmp']),
+                '-o',
+                linked,
+            ],
+        ):
+            subprocess.run(
+                [str(part) for part in command],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        linked.replace(target)
+
+
+@functools.lru_cache(maxsize=None)
+def library() -> Any:
+    """The compiled code, or None, with a line of the log, where it cannot be.
+
+    Compiled once for a machine: processes that start together may each do it.
+    """
+    compiler = _compiler()
+    if compiler is None:
+        print_log(
+            'lt_losses_mm: no C++ compiler (CXX, g++, clang++) found: losses '
+            'on CPU take the slower path of PyTorch operators',
+            'current',
+            WARNING,
+        )
+        return None
+    version = subprocess.run(
+        [compiler, '--version'], capture_output=True, text=True
+    ).stdout
+    parts = [_SOURCE.read_text(), version, _cpu(), *_FLAGS, *_openmp()]
+    key = hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
+    target = cache_folder() / f'native-{key}.so'
+    if not target.exists():
+        started = time.perf_counter()
+        try:
+            _build(compiler, target)
+        except (subprocess.CalledProcessError, OSError) as error:
+            reason = getattr(error, 'stderr', None) or str(error)
+            print_log(
+                f'lt_losses_mm: {compiler} could not compile {_SOURCE.name}: '
+                'losses on CPU take the slower path of PyTorch operators '
+                f'({reason.strip().splitlines()[0]})',
+                'current',
+                WARNING,
+            )
+            return None
+        print_log(
+            f'lt_losses_mm: compiled {_SOURCE.name} in '
+            f'{time.perf_counter() - started:.0f} s, kept as {target}',
+            'current',
+            INFO,
+        )
+    loaded = ctypes.CDLL(str(target))
+    loaded.lt_losses_run.restype = None
+    return loaded
+
+
+def can_run(logits: Tensor) -> bool:
+    """Whether there is code for the device and type of logits."""
+    return (
+        logits.device.type == 'cpu'
+        and logits.dtype in _TYPES
+        and library() is not None
+    )
+
+
+# ---------------------------------------------------------------------- calls
+def _run(forward: bool, work: Any, z: Tensor, **fields: Any) -> None:
+    """Call the library; tensors are passed by address, so must be alive."""
+    weights = dict(weight=work.weight, element_weight=work.element_weight)
+    tensors = {
+        name: value.detach().to(torch.float32).contiguous()
+        for name, value in weights.items()
+        if value is not None
+    }
+    tensors.update(logits=z, labels=work.labels.contiguous())
+    numbers: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        else:
+            numbers[name] = value
+    problem = _Problem(
+        **{name: tensor.data_ptr() for name, tensor in tensors.items()},
+        **numbers,
+        images=z.size(0),
+        columns=z.size(1),
+        pixels=z.size(2) if z.dim() == 3 else 1,
+        stride=z.stride(0),
+        gradient_stride=z.stride(0)
+        if 'gradient' not in tensors
+        else tensors['gradient'].stride(0),
+        ignore=work.ignore_index,
+        type=_TYPES[z.dtype],
+        threads=torch.get_num_threads(),
+    )
+    library().lt_losses_run(ctypes.byref(problem), int(forward))
+
+
+def _new_sums(work: Any, z: Tensor) -> dict[str, Tensor]:
+    if not work.with_sums:
+        return {}
+    work.negative_sums = z.new_zeros(z.size(1), dtype=torch.float64)
+    return dict(sums=work.negative_sums)
+
+
+def _softmax_fields(work: Any) -> dict[str, Any]:
+    adjust = work.adjust
+    if hasattr(adjust, 'shift'):
+        first = adjust.shift.to(torch.float32).contiguous()
+        return dict(formula=_SHIFTED, first=first, spared=-1)
+    return dict(
+        formula=_SEESAW,
+        first=adjust.log_counts.to(torch.float32).contiguous(),
+        second=adjust.log_counts_of_label.to(torch.float32).contiguous(),
+        p=adjust.p,
+        q=adjust.q,
+        log_eps=torch.tensor(adjust.eps).log().item(),
+        spared=-1,
+    )
+
+
+def softmax_forward(work: Any, z: Tensor) -> Tensor:
+    """Losses of rows; state for the backward pass, and sums, in ``work``."""
+    rows, *state = z.new_empty((4, *work.labels.shape), dtype=torch.float32)
+    work.state = dict(zip(('top', 'total', 'lse'), state))
+    _run(
+        True,
+        work,
+        z,
+        rows=rows,
+        **work.state,
+        **_new_sums(work, z),
+        **_softmax_fields(work),
+    )
+    return rows
+
+
+def softmax_backward(
+    work: Any, z: Tensor, upstream: Tensor, out: Tensor
+) -> None:
+    """Write the gradient to ``out``, which may be the logits."""
+    _run(
+        False,
+        work,
+        z,
+        gradient=out,
+        upstream=upstream,
+        **work.state,
+        **_softmax_fields(work),
+    )
+
+
+def _of_bce(work: Any) -> tuple[int, Tensor, Tensor]:
+    first = work.parameters[0]
+    if work.sides is SHIFTED_BCE:
+        return _BCE, first, torch.ones_like(first)
+    return _BCE, torch.zeros_like(first), work.parameters[1]
+
+
+def _of_focal(work: Any) -> tuple[int, Tensor, Tensor]:
+    return _FOCAL, work.parameters[0], work.parameters[2]
+
+
+# Parameters of the negative side in the form that native.cpp has of it.
+SIDES = {
+    SHIFTED_BCE: _of_bce,
+    WEIGHTED_BCE: _of_bce,
+    FOCAL: _of_focal,
+    QUALITY_FOCAL: _of_focal,
+}
+
+
+def _sigmoid_fields(work: Any, z: Tensor) -> dict[str, Any]:
+    formula, first, second = SIDES[work.sides](work)
+    return dict(
+        formula=formula,
+        first=first.to(torch.float32).contiguous(),
+        second=second.to(torch.float32).contiguous(),
+        spared=z.size(1) if work.spares else -1,
+    )
+
+
+def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
+    """Losses of rows without the label's own; sums in ``work``."""
+    rows = z.new_zeros(work.labels.shape, dtype=torch.float32)
+    _run(
+        True,
+        work,
+        z,
+        rows=rows,
+        **_new_sums(work, z),
+        **_sigmoid_fields(work, z),
+    )
+    return rows
+
+
+def sigmoid_backward(
+    work: Any, z: Tensor, upstream: Tensor, out: Tensor
+) -> None:
+    """Write the gradient of negatives to ``out``, in all columns."""
+    _run(
+        False,
+        work,
+        z,
+        gradient=out,
+        upstream=upstream,
+        **_sigmoid_fields(work, z),
+    )

@@ -1,0 +1,394 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+r"""Loss per row, sums per column, and gradient, without an (N, C) temporary.
+
+The gradients of all losses here have closed forms in the logits. So nothing
+of the logits' size is kept between forward and backward: the latter reads the
+logits again and writes the gradient into the one buffer it allocates, or over
+the logits. Double backward differentiates the functional form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..functional.balanced import add_shift
+from ..functional.equalization import softmax_sums, without_object
+from ..functional.seesaw import seesaw_logits
+from ..functional.two_sided import (
+    AtLabel,
+    Sides,
+    find_label,
+    positive_sums,
+    two_sided_loss,
+    two_sided_sums,
+    upcast,
+)
+from . import eager, native
+from .switch import path_for
+
+Sums = Optional[Tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss is asked about, checked.
+
+    Attributes:
+        logits (Tensor): (N, K) or (N, K, d1, ...), floating.
+        labels (Tensor): Index labels (N, d1, ...) int64, where C or more
+            stands for background, or soft labels of the logits' shape.
+        ignore_index (int): Index label of rows without a loss.
+        element_weight (Tensor, optional): Factor of the logits' shape.
+        row_weight (Tensor, optional): Factor (N, d1, ...), which the base
+            applies to the losses of rows; statistics want to know it.
+        quality (Tensor, optional): Of each row, (N, d1, ...).
+        learns (bool): Whether statistics shall take notice.
+        overwrite (bool): Whether the gradient may be written over the logits.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    ignore_index: int = -100
+    element_weight: Tensor | None = None
+    row_weight: Tensor | None = None
+    quality: Tensor | None = None
+    learns: bool = False
+    overwrite: bool = False
+
+    @property
+    def weight(self) -> Tensor | None:
+        """All weights, of a shape that broadcasts to the logits."""
+        if self.row_weight is not None:
+            return self.row_weight.unsqueeze(1)
+        return self.element_weight
+
+
+class Shifted(NamedTuple):
+    """Logits of a softmax plus a shift (K,)."""
+
+    shift: Tensor
+
+    def __call__(self, logits: Tensor, labels: Tensor, _: int) -> Tensor:
+        return add_shift(logits, self.shift)
+
+
+class Seesaw(NamedTuple):
+    """See :func:`~lt_losses_mm.functional.seesaw_logits`."""
+
+    log_counts: Tensor
+    log_counts_of_label: Tensor
+    p: float
+    q: float
+    eps: float
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, ignore_index: int
+    ) -> Tensor:
+        return seesaw_logits(
+            logits, labels, **self._asdict(), ignore_index=ignore_index
+        )
+
+
+def softmax_rows(
+    adjust: Shifted | Seesaw, batch: Batch, *, sums: bool = False
+) -> tuple[Tensor, Sums]:
+    """Cross-entropy of adjusted logits.
+
+    Args:
+        adjust (Shifted | Seesaw): What the softmax is taken of.
+        batch (Batch): Element weights are not read.
+        sums (bool): Whether to compute the second value.
+
+    Returns:
+        tuple[Tensor, tuple]: Loss per row, 0 for ignored rows, and as
+        :func:`~lt_losses_mm.functional.shifted_softmax_sums`, or None.
+    """
+    labels, ignore_index = batch.labels, batch.ignore_index
+
+    def twin(logits: Tensor) -> Tensor:
+        adjusted = adjust(logits, labels, ignore_index)
+        if labels.is_floating_point():
+            # PyTorch refuses soft labels with an ignore_index >= 0.
+            soft = labels.to(adjusted.dtype)
+            return F.cross_entropy(adjusted, soft, reduction='none')
+        return F.cross_entropy(
+            adjusted, labels, reduction='none', ignore_index=ignore_index
+        )
+
+    path = path_for(batch.logits, batch.labels)
+    if path == 'functional':
+        rows = twin(batch.logits)
+        if not sums:
+            return rows, None
+        with torch.no_grad():
+            log_p = adjust(batch.logits, labels, ignore_index).log_softmax(1)
+            return rows, softmax_sums(
+                log_p, labels, batch.weight, ignore_index
+            )
+    work = _SoftmaxWork(path, batch, twin, sums, adjust)
+    rows = _Rows.apply(batch.logits, work)
+    if not sums:
+        return rows, None
+    own = -(-rows.detach().view(work.labels.shape)).expm1()
+    return rows, work.all_sums(own.unsqueeze(1), work.weight)
+
+
+def sigmoid_rows(
+    sides: Sides,
+    parameters: Sequence[Tensor],
+    batch: Batch,
+    *,
+    at_label: Sequence[Tensor] = (),
+    spare_background: bool = False,
+    sums: bool = False,
+) -> tuple[Tensor, Sums]:
+    """A loss of two sides, summed over classes.
+
+    Args:
+        sides (Sides): The loss.
+        parameters (sequence of Tensor): Those of the sides, each (C,).
+        batch (Batch): What to compute it for.
+        at_label (sequence of Tensor): Values per row that the positive side
+            reads.
+        spare_background (bool): Whether rows of background, label C, have
+            the sides' ``neutral`` parameters in place of these.
+        sums (bool): Whether to compute the second value.
+
+    Returns:
+        tuple[Tensor, tuple]: Loss per row, 0 for ignored rows, and as
+        :func:`~lt_losses_mm.functional.weighted_sigmoid_sums`, or None.
+    """
+    labels, ignore_index = batch.labels, batch.ignore_index
+    element_weight = batch.element_weight
+
+    def columns(num_dims: int) -> Sequence[Tensor]:
+        if not spare_background:
+            return parameters
+        background = without_object(labels, parameters[0].numel())
+        shape = (1, -1) + (1,) * (num_dims - 2)
+        return [
+            torch.where(background, p.new_tensor(neutral), p.view(shape))
+            for neutral, p in zip(sides.neutral, parameters)
+        ]
+
+    def twin(logits: Tensor) -> Tensor:
+        loss = two_sided_loss(
+            sides,
+            logits,
+            labels,
+            columns(logits.dim()),
+            at_label=at_label,
+            ignore_index=ignore_index,
+        )
+        if element_weight is not None:
+            loss = loss * element_weight.to(loss.dtype)
+        return loss.sum(1)
+
+    path = path_for(batch.logits, batch.labels)
+    if path == 'native' and sides not in native.SIDES:
+        path = 'eager'
+    if path == 'functional':
+        rows = twin(batch.logits)
+        if not sums:
+            return rows, None
+        with torch.no_grad():
+            return rows, two_sided_sums(
+                sides,
+                batch.logits,
+                labels,
+                columns(batch.logits.dim()),
+                weight=batch.weight,
+                at_label=at_label,
+                ignore_index=ignore_index,
+            )
+    work = _SigmoidWork(
+        path, batch, twin, sums, sides, parameters, at_label, spare_background
+    )
+    rows = _Rows.apply(batch.logits, work)
+    if not sums:
+        return rows, None
+    return rows, work.all_sums(work.own_slope.abs(), work.own_weight)
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, work: Any) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.work = work
+        return work.forward(logits)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        (logits,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            rows = ctx.work.twin(logits)
+            (gradient,) = torch.autograd.grad(
+                rows, logits, upstream, create_graph=True
+            )
+            return gradient, None
+        return ctx.work.backward(logits, upstream), None
+
+
+class _Work:
+    """One call: its inputs as (N, K) or (N, K, S), and what they come to."""
+
+    negative_sums: Tensor
+    at: AtLabel
+
+    def __init__(
+        self, path: str, batch: Batch, twin: Any, with_sums: bool
+    ) -> None:
+        self.engine: Any = native if path == 'native' else eager
+        self.twin = twin
+        self.ignore_index = batch.ignore_index
+        self.overwrite = batch.overwrite
+        self.with_sums = with_sums
+        # Not the batch, which would keep the logits alive beside autograd.
+        self.num_dims = batch.logits.dim()
+        self.shape = batch.labels.shape
+        # Kernels know two layouts: matrices, whose rows may have a stride,
+        # and maps, whose classes are planes.
+        self.last = self.num_dims == 4 and (
+            batch.logits.is_contiguous(memory_format=torch.channels_last)
+            and not batch.logits.is_contiguous()
+        )
+        self.labels = self.rows(batch.labels)
+        self.weight = self.element_weight = None
+        if batch.row_weight is not None:
+            self.weight = self.rows(batch.row_weight)
+        if batch.element_weight is not None:
+            self.element_weight = self.matrix(batch.element_weight)
+
+    def rows(self, values: Tensor) -> Tensor:
+        """(N, d1, ...) as (R,) or (N, S)."""
+        if self.num_dims == 2:
+            return values
+        return values.flatten() if self.last else values.flatten(1)
+
+    def matrix(self, values: Tensor) -> Tensor:
+        """(N, K, d1, ...) as (R, K) or (N, K, S)."""
+        if self.num_dims == 2:
+            return values
+        if self.last:
+            return values.permute(0, 2, 3, 1).flatten(0, 2)
+        return values.flatten(2)
+
+    def _ordered(self, logits: Tensor) -> Tensor:
+        z = self.matrix(logits.detach())
+        ordered = z.stride(-1) == 1 and (
+            z.dim() == 2 or z.stride(1) == z.size(2)
+        )
+        return z if ordered else z.contiguous()
+
+    def forward(self, logits: Tensor) -> Tensor:
+        z = self._ordered(logits)
+        self.at = find_label(self.labels, z.size(1), self.ignore_index)
+        return self.compute(z).view(self.shape)
+
+    def backward(self, logits: Tensor, upstream: Tensor) -> Tensor:
+        z = self._ordered(logits)
+        if self.overwrite and not logits.is_leaf:
+            gradient = z
+            # Whoever else saved the logits for backward must get an error.
+            logits.detach()[:0].zero_()
+        else:
+            gradient = torch.empty_like(
+                z, memory_format=torch.contiguous_format
+            )
+        self.differentiate(z, self.rows(upstream).contiguous(), gradient)
+        if self.last:
+            n, k, h, w = logits.shape
+            return gradient.view(n, h, w, k).permute(0, 3, 1, 2)
+        return gradient.view(logits.shape)
+
+    def compute(self, z: Tensor) -> Tensor:
+        """Losses of rows; sums, if wanted."""
+        raise NotImplementedError
+
+    def differentiate(self, z: Tensor, upstream: Tensor, out: Tensor) -> None:
+        """Write the gradient, perhaps over the logits."""
+        raise NotImplementedError
+
+    def all_sums(self, own: Tensor, weight: Tensor | None) -> Sums:
+        """Those of negatives with those of positives, given by row."""
+        if weight is not None and weight.dim() < own.dim():
+            weight = weight.unsqueeze(1)
+        negative = self.negative_sums
+        gradient, count = positive_sums(own, self.at, weight, negative.numel())
+        return gradient, negative, count
+
+
+class _SoftmaxWork(_Work):
+    def __init__(
+        self,
+        path: str,
+        batch: Batch,
+        twin: Any,
+        with_sums: bool,
+        adjust: Shifted | Seesaw,
+    ) -> None:
+        super().__init__(path, batch, twin, with_sums)
+        self.adjust = adjust
+        self.state: dict[str, Tensor] = {}
+
+    def compute(self, z: Tensor) -> Tensor:
+        return self.engine.softmax_forward(self, z)
+
+    def differentiate(self, z: Tensor, upstream: Tensor, out: Tensor) -> None:
+        self.engine.softmax_backward(self, z, upstream, out)
+
+
+class _SigmoidWork(_Work):
+    own_slope: Tensor
+
+    def __init__(
+        self,
+        path: str,
+        batch: Batch,
+        twin: Any,
+        with_sums: bool,
+        sides: Sides,
+        parameters: Sequence[Tensor],
+        at_label: Sequence[Tensor],
+        spares: bool,
+    ) -> None:
+        super().__init__(path, batch, twin, with_sums)
+        self.sides = sides
+        self.parameters = parameters
+        self.at_label = [self.rows(value) for value in at_label]
+        self.spares = spares
+        self.own_weight = self.weight
+
+    def compute(self, z: Tensor) -> Tensor:
+        rows = self.engine.sigmoid_forward(self, z)
+        own = self._of_label(self.sides.positive, z)
+        if self.with_sums:
+            self.own_slope = self._of_label(self.sides.positive_slope, z)
+        if self.element_weight is not None:
+            self.own_weight = self.element_weight.gather(1, self.at.column)
+            own = own * self.own_weight
+        return rows + own.masked_fill(~self.at.positive, 0).squeeze(1)
+
+    def _of_label(self, side: Any, z: Tensor) -> Tensor:
+        own = upcast(z.gather(1, self.at.column))
+        return side(
+            own,
+            *[p.to(own.dtype)[self.at.column] for p in self.parameters],
+            *[value.unsqueeze(1).to(own.dtype) for value in self.at_label],
+        )
+
+    def differentiate(self, z: Tensor, upstream: Tensor, out: Tensor) -> None:
+        at = self.at
+        own = self._of_label(self.sides.positive_slope, z)
+        own = own * upstream.unsqueeze(1)
+        if self.element_weight is not None:
+            own = own * self.element_weight.gather(1, at.column)
+        self.engine.sigmoid_backward(self, z, upstream, out)
+        kept = out.gather(1, at.column)
+        own = torch.where(at.positive, own.to(out.dtype), kept)
+        out.scatter_(1, at.column, own)
