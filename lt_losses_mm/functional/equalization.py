@@ -37,6 +37,7 @@ from .two_sided import (
     class_sums_at_label,
     find_label,
     per_column,
+    softplus,
     two_sided_loss,
     two_sided_sums,
     upcast,
@@ -232,6 +233,19 @@ def _focal_negative_slope(
     return -_focal_positive_slope(-z, gamma, weight, _)
 
 
+def _focal_negative_both(
+    z: Tensor, gamma: Tensor, _, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    # Not z - softplus(z), whose rounding gamma multiplies.
+    log_p = softplus(-z).neg_()
+    p = log_p.exp()
+    modulation = log_p.mul_(gamma).exp_().mul_(weight)
+    loss = softplus(z).mul_(modulation)
+    # w p^gamma (p + gamma (1 - p) bce)
+    slope = modulation.mul_(p).addcmul_(loss * gamma, p.neg_().add_(1))
+    return loss, slope
+
+
 # Parameters: focusing factor, weight of positives, weight of negatives.
 FOCAL = Sides(
     _focal_positive,
@@ -239,6 +253,7 @@ FOCAL = Sides(
     _focal_positive_slope,
     _focal_negative_slope,
     neutral=(0, 1, 1),
+    negative_both=_focal_negative_both,
 )
 
 

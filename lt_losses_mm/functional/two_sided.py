@@ -30,6 +30,8 @@ class Sides(NamedTuple):
         negative_slope (callable): N'(z) >= 0, called as N.
         neutral (tuple of float): Column parameters with which it is plain
             binary cross-entropy.
+        negative_both (callable, optional): N and N' together, without
+            autograd, where that is cheaper than each by itself.
     """
 
     positive: Callable[..., Tensor]
@@ -37,14 +39,20 @@ class Sides(NamedTuple):
     positive_slope: Callable[..., Tensor]
     negative_slope: Callable[..., Tensor]
     neutral: tuple[float, ...]
+    negative_both: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+
+def softplus(z: Tensor) -> Tensor:
+    """log(1 + e^z), exact in float64, too; its threshold is 20 elsewhere."""
+    return F.softplus(z, threshold=40)
 
 
 def _bce_positive(z: Tensor, weight: Tensor, _: Tensor) -> Tensor:
-    return -weight * F.logsigmoid(z)
+    return weight * softplus(-z)
 
 
 def _bce_negative(z: Tensor, _: Tensor, weight: Tensor) -> Tensor:
-    return -weight * F.logsigmoid(-z)
+    return weight * softplus(z)
 
 
 def _bce_positive_slope(z: Tensor, weight: Tensor, _: Tensor) -> Tensor:
@@ -65,8 +73,8 @@ WEIGHTED_BCE = Sides(
 )
 # Parameter: shift of the logits.
 SHIFTED_BCE = Sides(
-    lambda z, shift: -F.logsigmoid(z + shift),
-    lambda z, shift: -F.logsigmoid(-(z + shift)),
+    lambda z, shift: softplus(-(z + shift)),
+    lambda z, shift: softplus(z + shift),
     lambda z, shift: -torch.sigmoid(-(z + shift)),
     lambda z, shift: torch.sigmoid(z + shift),
     neutral=(0,),

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..functional.two_sided import per_column, upcast, wide
 
 # Logits of a part. On CPU it and its temporaries stay in the second-level
-# cache; accelerators want fewer, larger kernels.
-_ON_CPU = 1 << 17
+# cache, and it is as small as PyTorch still gives to two threads;
+# accelerators want fewer, larger kernels.
+_ON_CPU = 1 << 16
 _ON_ACCELERATORS = 1 << 25
 
 
@@ -40,7 +41,7 @@ def _parts(z: Tensor) -> Iterator[tuple[Any, Any]]:
 def _column_sums(values: Tensor, weight: Tensor | None, at: Any) -> Tensor:
     """Of rows that are not ignored, without the labels' own."""
     _drop_label(values, at)
-    values.masked_fill_(at.ignored, 0)
+    _zero_rows(values, at.ignored)
     if values.dim() == 3:
         if weight is not None:
             values.mul_(weight.unsqueeze(1))
@@ -48,6 +49,13 @@ def _column_sums(values: Tensor, weight: Tensor | None, at: Any) -> Tensor:
     if weight is None:
         weight = values.new_ones(()).expand(values.size(0))
     return wide(weight.to(values.dtype) @ values)
+
+
+def _zero_rows(values: Tensor, rows: Tensor) -> None:
+    """Where the values are NaN, too."""
+    # Asking first would stop the host of an accelerator.
+    if values.device.type != 'cpu' or rows.any():
+        values.masked_fill_(rows, 0)
 
 
 def _drop_label(values: Tensor, at: Any) -> None:
@@ -97,7 +105,8 @@ def softmax_backward(
         logits = work.adjust(z[part], work.labels[rows], work.ignore_index)
         factor = upstream[rows].unsqueeze(1).masked_fill(~at.positive, 0)
         p = logits.softmax(1).mul_(factor)
-        p.masked_fill_(factor == 0, 0)
+        del logits
+        _zero_rows(p, factor == 0)
         p.scatter_add_(1, at.column, -factor.to(p.dtype))
         out[part] = p
 
@@ -119,13 +128,18 @@ def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
     for part, rows in _parts(z):
         at, logits = _at(work, rows), upcast(z[part])
         columns = _columns(work, logits, rows)
-        loss = work.sides.negative(logits, *columns)
+        if work.with_sums and work.sides.negative_both is not None:
+            loss, slope = work.sides.negative_both(logits, *columns)
+        else:
+            loss, slope = work.sides.negative(logits, *columns), None
         if work.element_weight is not None:
             loss.mul_(work.element_weight[part])
         _drop_label(loss, at)
         losses[rows] = loss.sum(1).masked_fill_(at.ignored.squeeze(1), 0)
         if work.with_sums:
-            slope = work.sides.negative_slope(logits, *columns)
+            del loss
+            if slope is None:
+                slope = work.sides.negative_slope(logits, *columns)
             if work.element_weight is not None:
                 slope.mul_(work.element_weight[part])
             weight = None if work.weight is None else work.weight[rows]
@@ -141,11 +155,14 @@ def sigmoid_backward(
     """Write the gradient of negatives to ``out``, in all columns."""
     for part, rows in _parts(z):
         at, logits = _at(work, rows), upcast(z[part])
-        slope = work.sides.negative_slope(
-            logits, *_columns(work, logits, rows)
-        )
+        columns = _columns(work, logits, rows)
+        if work.sides.negative_both is not None:
+            slope = work.sides.negative_both(logits, *columns)[1]
+        else:
+            slope = work.sides.negative_slope(logits, *columns)
         if work.element_weight is not None:
             slope.mul_(work.element_weight[part])
         factor = upstream[rows].unsqueeze(1).masked_fill(at.ignored, 0)
-        slope.mul_(factor).masked_fill_(factor == 0, 0)
+        slope.mul_(factor)
+        _zero_rows(slope, factor == 0)
         out[part] = slope

@@ -43,13 +43,14 @@ class SeesawSoftmaxLoss(RunningLoss, ClassesAndObjectness):
         kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
 
     Example:
+        >>> import torch
         >>> loss = SeesawSoftmaxLoss(num_classes=2)
         >>> logits, labels = torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])
         >>> loss(logits, labels)
         tensor(0.6931)
         >>> loss.commit()
         >>> loss(logits, labels, reduction_override='none')
-        tensor([0.3471, 0.3471, 0.3471, 0.6931])
+        tensor([0.3473, 0.3473, 0.3473, 0.6931])
     """
 
     statistic_names = ('pos_count',)
@@ -71,6 +72,13 @@ class SeesawSoftmaxLoss(RunningLoss, ClassesAndObjectness):
         self.eps = self._check_number('eps', eps)
         if not 0 < self.eps <= 1:
             raise ValueError(self._say('eps', eps, 'a number in (0, 1]'))
+
+    def columns(self, num_classes: int) -> tuple[int, ...]:
+        # As objectness is the default, counts that lack two classes would
+        # pass for it in heads without background.
+        if self.background == 'objectness' and not self._in_roi_head:
+            return (num_classes,)
+        return super().columns(num_classes)
 
     def adjustment(self, columns: int) -> Seesaw:
         column = self.pos_count.clamp(min=1).log()

@@ -1,0 +1,579 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+r"""Times the losses against PyTorch's own and against what users run now.
+
+Every call is a forward and a backward pass of the loss alone, with the
+statistics and their commit. All methods of a shape run in one process,
+interleaved, in a new order each round; a ratio compares the two calls of one
+round. The peak of memory is the resident set's, in a process of its own.
+
+    python benchmarks/speed.py --ledger benchmarks/speed.csv
+    python benchmarks/speed.py --shapes roi inat --runs 15
+
+A shape that is in the ledger for this commit is not measured again.
+``benchmarks/performance.py`` draws docs/performance.md from the ledger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from ledger import ROOT, commit, versions
+from torch import Tensor, nn
+from tqdm import tqdm
+
+COLUMNS = (
+    'what',
+    'peer',
+    'shape',
+    'dtype',
+    'path',
+    'p20',
+    'p50',
+    'p80',
+    'unit',
+    'peak_memory',
+    'memory_unit',
+    'runs',
+    'versions',
+    'cpu',
+    'threads',
+    'commit',
+    'command',
+)
+
+
+class Shape(NamedTuple):
+    """Logits, and how they reach the loss."""
+
+    title: str
+    size: tuple[int, ...]
+    # Rows of each call; by default one call.
+    levels: tuple[int, ...] = ()
+    runs: int = 31
+
+
+SHAPES = dict(
+    roi=Shape('RoI head 1024 x 1204', (1024, 1204), runs=101),
+    inat=Shape('iNat18 head 512 x 8142', (512, 8142), runs=51),
+    dense=Shape(
+        'dense head 44,600 x 1203, five levels',
+        (44600, 1203),
+        (33600, 8400, 2100, 400, 100),
+        15,
+    ),
+    ade=Shape('ADE20K 2 x 150 x 512 x 512', (2, 150, 512, 512), runs=15),
+    wide=Shape('512 x 100,000', (512, 100_000), runs=15),
+    million=Shape('64 x 1,000,000', (64, 1_000_000), runs=15),
+)
+# For the slopes of time and memory.
+for _columns in (100, 1000, 10_000, 100_000, 1_000_000):
+    SHAPES[f'columns-{_columns}'] = Shape(
+        f'64 x {_columns:,}', (64, _columns), runs=15
+    )
+for _rows in (64, 512, 4096, 32768):
+    SHAPES[f'rows-{_rows}'] = Shape(
+        f'{_rows:,} x 1203', (_rows, 1203), runs=15
+    )
+
+SOFTMAX = dict(
+    BalancedSoftmaxLoss={},
+    SoftmaxEqualizationLoss={},
+    SeesawSoftmaxLoss=dict(background='keep_odds'),
+    EqualizationLoss=dict(threshold=100, use_sigmoid=False),
+)
+SIGMOID = dict(
+    BalancedSigmoidLoss={},
+    SigmoidEqualizationLoss=dict(background='negatives'),
+    EqualizationLoss=dict(threshold=100),
+)
+FOCAL = dict(EqualizedFocalLoss={}, EqualizedQualityFocalLoss={})
+# The losses whose slopes are fitted.
+SCALED = ('BalancedSoftmaxLoss', 'SigmoidEqualizationLoss')
+
+
+class Call(NamedTuple):
+    """A method: its name, its path or '', its peer, and the calls."""
+
+    name: str
+    path: str
+    peer: str
+    step: Callable[[list[Tensor]], None]
+
+
+# ------------------------------------------------------------------ the peers
+class ReferenceFocal(nn.Module):
+    """Equalized Focal Loss as a direct transcription of its formulas.
+
+    One-hot targets, a mask for each side and a power for each element.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.register_buffer('pos_grad', torch.ones(num_classes))
+        self.register_buffer('neg_grad', torch.full((num_classes,), 2.0))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if logits.dim() > 2:
+            logits = logits.permute(0, 2, 3, 1).reshape(-1, self.num_classes)
+            labels = labels.flatten()
+        target = F.one_hot(labels, self.num_classes).to(logits.dtype)
+        ratio = (self.pos_grad / self.neg_grad).clamp(0, 1)
+        gamma = (2 + 8 * (1 - ratio)).expand_as(logits)
+        p = logits.sigmoid()
+        p_t = p * target + (1 - p) * (1 - target)
+        bce = F.binary_cross_entropy_with_logits(
+            logits, target, reduction='none'
+        )
+        alpha = 0.25 * target + 0.75 * (1 - target)
+        loss = alpha * gamma / 2 * (1 - p_t) ** gamma * bce
+        with torch.no_grad():
+            modulated = (1 - p_t) ** gamma * (gamma * p_t * bce + (1 - p_t))
+            slope = (alpha * gamma / 2 * modulated).abs()
+            self.pos_grad += (slope * target).sum(0)
+            self.neg_grad += (slope * (1 - target)).sum(0)
+        return loss.sum() / labels.numel()
+
+
+def host_loss(name: str, num_classes: int) -> nn.Module:
+    """A loss of mmdet, as a RoI head without objectness calls it."""
+    import mmdet.models.losses as losses
+
+    if name == 'EQLV2Loss':
+        return losses.EQLV2Loss(num_classes=num_classes)
+    return losses.SeesawLoss(num_classes=num_classes, return_dict=False)
+
+
+def backward(loss: Tensor, logits: Tensor) -> None:
+    torch.autograd.grad(loss, logits)
+
+
+def of_function(function: Callable, labels: list[Tensor]) -> Callable:
+    def step(logits: list[Tensor]) -> None:
+        for z, y in zip(logits, labels):
+            backward(function(z, y), z)
+
+    return step
+
+
+def of_ours(
+    name: str, arguments: dict, path: str, num_classes: int, labels: list
+) -> Callable:
+    from lt_losses_mm import losses
+    from lt_losses_mm.kernels import use_path
+
+    cls = getattr(losses, name)
+    if cls.uses_counts:
+        arguments = dict(
+            arguments,
+            class_counts=np.geomspace(1e4, 1, num_classes).round().tolist(),
+        )
+    loss = cls(num_classes=num_classes, **arguments)
+
+    def step(logits: list[Tensor]) -> None:
+        with use_path(path):
+            for z, y in zip(logits, labels):
+                backward(loss(z, y), z)
+            if hasattr(loss, 'commit'):
+                loss.commit()
+
+    def overwriting(logits: list[Tensor]) -> None:
+        loss.overwrite_logits = True
+        with use_path(path):
+            for z, y in zip(logits, labels):
+                # A view of a leaf: what a layer's output is.
+                total = loss(z.view(z.shape), y)
+                total.backward()
+                z.grad = None
+            if hasattr(loss, 'commit'):
+                loss.commit()
+
+    return overwriting if arguments.get('overwrite_logits') else step
+
+
+class Work:
+    """Logits, labels and methods of one shape."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, seed: int = 0):
+        generator = torch.Generator().manual_seed(seed)
+        self.shape, self.dtype = shape, dtype
+        self.num_classes = shape.size[1]
+        sizes = [shape.size]
+        if shape.levels:
+            sizes = [(rows, *shape.size[1:]) for rows in shape.levels]
+        self.logits = [
+            torch.randn(size, generator=generator).to(dtype).requires_grad_()
+            for size in sizes
+        ]
+        # As many rows of each class as a long tail has.
+        share = torch.logspace(4, 0, self.num_classes)
+        self.labels = []
+        for size in sizes:
+            rows = size[:1] + size[2:]
+            drawn = torch.rand(rows, generator=generator) * share.sum()
+            drawn = torch.searchsorted(share.cumsum(0), drawn)
+            self.labels.append(drawn.clamp(max=self.num_classes - 1))
+
+    def hot(self, labels: Tensor) -> Tensor:
+        return F.one_hot(labels, self.num_classes).movedim(-1, 1).float()
+
+    def cross_entropy(self) -> Call:
+        return Call(
+            'cross_entropy', '', '', of_function(F.cross_entropy, self.labels)
+        )
+
+    def binary_cross_entropy(self) -> Call:
+        targets = [
+            self.hot(y).to(self.dtype, memory_format=torch.contiguous_format)
+            for y in self.labels
+        ]
+        return Call(
+            'binary_cross_entropy_with_logits',
+            '',
+            '',
+            of_function(F.binary_cross_entropy_with_logits, targets),
+        )
+
+    def ours(self, family: dict, peer: str, paths: tuple) -> list[Call]:
+        calls = []
+        for name, arguments in family.items():
+            title = name
+            if name == 'EqualizationLoss':
+                title += ' (softmax)' if peer == 'cross_entropy' else ''
+            for path in paths:
+                step = of_ours(
+                    name, arguments, path, self.num_classes, self.labels
+                )
+                calls.append(Call(title, path, peer, step))
+        return calls
+
+    def peers(self) -> list[Call]:
+        """What users run now, where it can run."""
+        calls = []
+        if len(self.shape.size) == 2 and self.num_classes <= 10_000:
+            for name in ('EQLV2Loss', 'SeesawLoss'):
+                # Both make room for background, or for objectness.
+                extra = 1 if name == 'EQLV2Loss' else 2
+                loss = host_loss(name, self.num_classes - extra)
+                labels = [
+                    y.clamp(max=self.num_classes - extra - 1)
+                    for y in self.labels
+                ]
+                calls.append(
+                    Call(f'mmdet {name}', '', '', of_function(loss, labels))
+                )
+        if self.num_classes <= 10_000:
+            loss = ReferenceFocal(self.num_classes)
+            calls.append(
+                Call(
+                    'EFL by its formulas',
+                    '',
+                    '',
+                    of_function(loss, self.labels),
+                )
+            )
+        return calls
+
+    def softmax_calls(self, paths: tuple) -> list[Call]:
+        return [
+            self.cross_entropy(),
+            *self.ours(SOFTMAX, 'cross_entropy', paths),
+        ]
+
+    def sigmoid_calls(self, paths: tuple) -> list[Call]:
+        return [
+            self.binary_cross_entropy(),
+            *self.ours(
+                {**SIGMOID, **FOCAL}, 'binary_cross_entropy_with_logits', paths
+            ),
+        ]
+
+    def calls(self, paths: tuple, scaling: bool) -> list[list[Call]]:
+        """Groups whose members are compared with each other."""
+        if scaling:
+            return [
+                [
+                    self.cross_entropy(),
+                    self.binary_cross_entropy(),
+                    *[
+                        call
+                        for call in [
+                            *self.ours(SOFTMAX, 'cross_entropy', ('native',)),
+                            *self.ours(
+                                SIGMOID,
+                                'binary_cross_entropy_with_logits',
+                                ('native',),
+                            ),
+                        ]
+                        if call.name in SCALED
+                    ],
+                    self.copy(),
+                ]
+            ]
+        groups = [
+            [*self.softmax_calls(paths), self.copy()],
+            self.sigmoid_calls(paths),
+        ]
+        peers = self.peers()
+        if peers:
+            chosen = ('SigmoidEqualizationLoss', 'SeesawSoftmaxLoss')
+            chosen += ('EqualizedFocalLoss',)
+            ours = self.ours(SOFTMAX, '', ('native',))
+            ours += self.ours({**SIGMOID, **FOCAL}, '', ('native',))
+            groups.append(
+                [*peers, *[call for call in ours if call.name in chosen]]
+            )
+        return groups
+
+    def copy(self) -> Call:
+        """One read and one write of the logits: the roofline."""
+
+        def step(logits: list[Tensor]) -> None:
+            for z in logits:
+                z.detach().clone()
+
+        return Call('copy of the logits', '', '', step)
+
+
+# Which of ours replaces which of theirs.
+REPLACES = {
+    'mmdet EQLV2Loss': 'SigmoidEqualizationLoss',
+    'mmdet SeesawLoss': 'SeesawSoftmaxLoss',
+    'EFL by its formulas': 'EqualizedFocalLoss',
+}
+
+
+# ------------------------------------------------------------------ measuring
+def interleave(
+    calls: list[Call], logits: list[Tensor], runs: int, bar: tqdm
+) -> dict[Call, np.ndarray]:
+    """Seconds of each call in each round."""
+    seconds: dict[Call, list[float]] = {call: [] for call in calls}
+    order = random.Random(0)
+    for call in calls:  # compiles, allocates, warms up
+        call.step(logits)
+    for _ in range(runs):
+        for call in order.sample(calls, len(calls)):
+            started = time.perf_counter()
+            call.step(logits)
+            seconds[call].append(time.perf_counter() - started)
+            bar.update()
+    return {call: np.array(values) for call, values in seconds.items()}
+
+
+def resident() -> int:
+    """Bytes of the resident set."""
+    pages = int(Path('/proc/self/statm').read_text().split()[1])
+    return pages * os.sysconf('SC_PAGE_SIZE')
+
+
+def peak_of(step: Callable[[], None]) -> int:
+    """Growth of the resident set, at its highest, while a step runs."""
+    Path('/proc/self/clear_refs').write_text('5')  # forgets the peak so far
+    before = resident()
+    step()
+    status = Path('/proc/self/status').read_text()
+    (line,) = [x for x in status.splitlines() if x.startswith('VmHWM')]
+    return int(line.split()[1]) * 1024 - before
+
+
+def measure_memory(name: str, dtype: torch.dtype) -> None:
+    """Print the peak of every call of a shape, in multiples of the logits.
+
+    Runs in a process whose allocator returns large blocks at once.
+    """
+    work = Work(SHAPES[name], dtype)
+    size = sum(z.numel() * z.element_size() for z in work.logits)
+    largest = max(z.numel() * z.element_size() for z in work.logits)
+    scaling = '-' in name
+    small = Work(Shape('', (8, *SHAPES[name].size[1:2])), dtype)
+    if len(SHAPES[name].size) > 2:
+        small = Work(Shape('', (1, SHAPES[name].size[1], 8, 8)), dtype)
+    paths = ('eager', 'native')
+    overwrite = [
+        ({k: dict(v, overwrite_logits=True) for k, v in family.items()}, peer)
+        for family, peer in (
+            (SOFTMAX, 'cross_entropy'),
+            ({**SIGMOID, **FOCAL}, 'binary_cross_entropy_with_logits'),
+        )
+    ]
+
+    def all_calls(work: Work) -> list[Call]:
+        calls = list(itertools.chain(*work.calls(paths, scaling)))
+        if name in ('dense', 'ade'):
+            for family, peer in overwrite:
+                for call in work.ours(family, peer, paths):
+                    calls.append(
+                        call._replace(name=call.name + ', overwriting')
+                    )
+        return calls
+
+    for call in all_calls(small):  # libraries, threads, caches
+        call.step(small.logits)
+    del small
+    for call in all_calls(work):
+        peak = peak_of(lambda call=call: call.step(work.logits))
+        # Levels are calls of their own: the largest is what counts.
+        print(f'{call.name}\t{call.path}\t{peak / largest:.3f}', flush=True)
+    del size
+
+
+def memory(name: str, dtype: str) -> dict[tuple[str, str], float]:
+    """The same, from a process of its own."""
+    out = subprocess.run(
+        [sys.executable, __file__, '--memory-of', name, '--dtype', dtype],
+        env=dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536'),
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    found = {}
+    for line in out.splitlines():
+        call, path, peak = line.split('\t')
+        found[call, path] = float(peak)
+    return found
+
+
+def cpu() -> str:
+    """Name of the processor, and how many of its cores there are."""
+    info = Path('/proc/cpuinfo')
+    names = [platform.processor()]
+    if info.exists():
+        lines = info.read_text().splitlines()
+        names = [x.split(':')[1] for x in lines if x.startswith('model name')]
+    return f'{names[0].strip()}, {os.cpu_count()} cores'
+
+
+def measure(name: str, dtype: str, runs: int | None, ledger: Path) -> None:
+    """Append the rows of a shape."""
+    shape = SHAPES[name]
+    runs = runs or shape.runs
+    scaling = '-' in name
+    work = Work(shape, getattr(torch, dtype))
+    peaks = memory(name, dtype)
+    common = dict(
+        shape=shape.title,
+        dtype=dtype,
+        runs=runs,
+        versions=versions(),
+        cpu=cpu(),
+        threads=torch.get_num_threads(),
+        commit=commit(),
+        command=f'python benchmarks/speed.py --shapes {name} --dtype {dtype}',
+    )
+    rows = []
+
+    def add(call: Call, peer: str, values: np.ndarray, unit: str) -> None:
+        p20, p50, p80 = np.percentile(values, (20, 50, 80))
+        peak = peaks.get((call.name, call.path), '') if unit == 'ms' else ''
+        rows.append(
+            dict(
+                common,
+                what=call.name,
+                peer=peer,
+                path=call.path,
+                p20=f'{p20:.4g}',
+                p50=f'{p50:.4g}',
+                p80=f'{p80:.4g}',
+                unit=unit,
+                peak_memory=peak,
+                memory_unit='logits' if peak != '' else '',
+            )
+        )
+
+    groups = work.calls(('eager', 'native'), scaling)
+    total = runs * sum(map(len, groups))
+    with tqdm(total=total, desc=shape.title) as bar:
+        for group in groups:
+            seconds = interleave(group, work.logits, runs, bar)
+            by_name = {call.name: call for call in group}
+            comparing = any(call.name in REPLACES for call in group)
+            for call, values in seconds.items():
+                if not comparing or call.name in REPLACES:
+                    add(call, '', values * 1e3, 'ms')
+                if call.peer:
+                    peer = seconds[by_name[call.peer]]
+                    add(call, call.peer, values / peer, 'ratio')
+                if call.name in REPLACES:
+                    ours = seconds[by_name[REPLACES[call.name]]]
+                    add(call, REPLACES[call.name], values / ours, 'ratio')
+    written = {call for call, _ in peaks if 'overwriting' in call}
+    for (call, path), peak in peaks.items():
+        if call in written:
+            rows.append(
+                dict(
+                    common,
+                    what=call,
+                    path=path,
+                    peak_memory=peak,
+                    memory_unit='logits',
+                )
+            )
+    append(rows, ledger)
+
+
+def append(rows: list[dict], ledger: Path) -> None:
+    new = not ledger.exists()
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    with ledger.open('a', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        '--shapes', nargs='+', choices=SHAPES, default=list(SHAPES)
+    )
+    parser.add_argument(
+        '--dtype',
+        choices=('float32', 'bfloat16', 'float16'),
+        default='float32',
+    )
+    parser.add_argument('--runs', type=int, help='rounds of each shape')
+    parser.add_argument(
+        '--ledger', type=Path, default=ROOT / 'work_dirs' / 'speed.csv'
+    )
+    parser.add_argument('--memory-of', help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.memory_of:
+        measure_memory(args.memory_of, getattr(torch, args.dtype))
+        return
+    done = set()
+    if args.ledger.exists():
+        with args.ledger.open(newline='') as file:
+            done = {
+                (row['shape'], row['dtype'])
+                for row in csv.DictReader(file)
+                if row['commit'] == commit()
+            }
+    for name in args.shapes:
+        if (SHAPES[name].title, args.dtype) in done:
+            print(f'{SHAPES[name].title}: in the ledger')
+            continue
+        measure(name, args.dtype, args.runs, args.ledger)
+
+
+if __name__ == '__main__':
+    main()
