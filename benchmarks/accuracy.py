@@ -14,7 +14,6 @@ alone.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -26,14 +25,13 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from ledger import ROOT, append, commit, read_ledger, versions
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = (
     'task',
     'dataset',
@@ -57,25 +55,11 @@ METHODS = (
     'equalization_softmax',
     'sigmoid_equalization',
     'softmax_equalization',
+    'seesaw',
     'equalized_focal',
     'equalized_quality_focal',
 )
 DEFAULT_METHODS = ('cross_entropy', 'balanced_softmax')
-PACKAGES = (
-    'torch',
-    'onedl-mmengine',
-    'mmengine',
-    'onedl-mmcv',
-    'mmcv',
-    'onedl-mmdetection',
-    'mmdet',
-    'onedl-mmpretrain',
-    'mmpretrain',
-    'onedl-mmsegmentation',
-    'mmsegmentation',
-    'mlxtend',
-    'numpy',
-)
 
 
 class Task(NamedTuple):
@@ -290,55 +274,11 @@ def record(run: Run, work_dir: Path, ledger: Path) -> None:
         commit=commit(),
         command=shlex.join(['python', *run.command(work_dir)]),
     )
-    new = not ledger.exists()
-    ledger.parent.mkdir(parents=True, exist_ok=True)
-    with open(ledger, 'a', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        if new:
-            writer.writeheader()
-        for name, key in task.metrics.items():
-            value = round(found[key] * task.scale, 4)
-            writer.writerow(dict(shared, metric=name, value=value))
-
-
-def versions() -> str:
-    """Installed versions of what the numbers depend on."""
-    parts = [f'python={sys.version.split()[0]}']
-    for name in PACKAGES:
-        try:
-            parts.append(f'{name}={version(name)}')
-        except PackageNotFoundError:
-            continue
-    return ' '.join(parts)
-
-
-def commit() -> str:
-    """Commit of the code, with ``-dirty`` if the package differs from it.
-
-    ``unknown`` outside a repository, or without git.
-    """
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ['git', *args],
-            cwd=ROOT,
-            check=True,
-            text=True,
-            capture_output=True,
-        ).stdout.strip()
-
-    if shutil.which('git') is None or not (ROOT / '.git').exists():
-        return 'unknown'
-    changed = git('status', '--porcelain', 'lt_losses_mm', 'configs', 'tools')
-    return git('rev-parse', '--short', 'HEAD') + ('-dirty' if changed else '')
-
-
-def read_ledger(ledger: Path) -> list[dict]:
-    """Rows of the ledger, none if there is no ledger yet."""
-    if not ledger.exists():
-        return []
-    with open(ledger, newline='') as file:
-        return list(csv.DictReader(file))
+    rows = [
+        dict(shared, metric=name, value=round(found[key] * task.scale, 4))
+        for name, key in task.metrics.items()
+    ]
+    append(rows, ledger, COLUMNS)
 
 
 class Results:

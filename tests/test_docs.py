@@ -22,6 +22,7 @@ from lt_losses_mm import (
     datasets,
     functional,
     hooks,
+    kernels,
     losses,
     metrics,
     priors,
@@ -37,7 +38,16 @@ PAGES = sorted(
 )
 # What add_a_loss.md invents, so that it exists on no other page.
 TUTORIAL = 'add_a_loss.md'
-MODULES = [datasets, functional, hooks, losses, metrics, priors, shift]
+MODULES = [
+    datasets,
+    functional,
+    hooks,
+    kernels,
+    losses,
+    metrics,
+    priors,
+    shift,
+]
 FENCE = re.compile(
     r'^(?P<pad> *)```(?P<lang>\w*)[^\n]*\n(?P<body>.*?)^(?P=pad)```$',
     re.M | re.S,

@@ -205,6 +205,7 @@ def test_names(names):
         'EqualizationLoss',
         'SigmoidEqualizationLoss',
         'SoftmaxEqualizationLoss',
+        'SeesawSoftmaxLoss',
         'EqualizedFocalLoss',
         'EqualizedQualityFocalLoss',
     } <= set(names['MODELS'])

@@ -81,10 +81,21 @@ def seesaw_cross_entropy(
     eps: float = 1e-2,
     ignore_index: int = -100,
 ) -> Tensor:
-    """Cross-entropy of :func:`seesaw_logits`, per row; same arguments.
+    """Cross-entropy of :func:`seesaw_logits`, per row.
+
+    Args:
+        logits (Tensor): (N, K) or (N, K, d1, ...), floating.
+        labels (Tensor): (N,) or (N, d1, ...), int64 in [0, K).
+        log_counts (Tensor): log N, (K,).
+        log_counts_of_label (Tensor, optional): The same for a column in its
+            role as the label.
+        p (float): Exponent of the mitigation, >= 0.
+        q (float): Exponent of the compensation, >= 0.
+        eps (float): Floor of the label's score, > 0.
+        ignore_index (int): Rows of this label get loss 0.
 
     Returns:
-        Tensor: (N,) or (N, d1, ...); 0 for ignored rows.
+        Tensor: (N,) or (N, d1, ...), fp32 or the logits' wider type.
     """
     adjusted = seesaw_logits(
         logits,

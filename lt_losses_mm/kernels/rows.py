@@ -10,6 +10,7 @@ the logits. Double backward differentiates the functional form.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -38,7 +39,7 @@ Sums = Optional[Tuple[Tensor, Tensor, Tensor]]
 class Batch:
     """What a loss is asked about, checked.
 
-    Attributes:
+    Args:
         logits (Tensor): (N, K) or (N, K, d1, ...), floating.
         labels (Tensor): Index labels (N, d1, ...) int64, where C or more
             stands for background, or soft labels of the logits' shape.
@@ -69,7 +70,11 @@ class Batch:
 
 
 class Shifted(NamedTuple):
-    """Logits of a softmax plus a shift (K,)."""
+    """Logits of a softmax, plus a shift.
+
+    Args:
+        shift (Tensor): (K,), floating.
+    """
 
     shift: Tensor
 
@@ -78,7 +83,15 @@ class Shifted(NamedTuple):
 
 
 class Seesaw(NamedTuple):
-    """See :func:`~lt_losses_mm.functional.seesaw_logits`."""
+    """Logits of :func:`~lt_losses_mm.functional.seesaw_logits`.
+
+    Args:
+        log_counts (Tensor): (K,).
+        log_counts_of_label (Tensor): (K,).
+        p (float): Exponent of the mitigation.
+        q (float): Exponent of the compensation.
+        eps (float): Floor of the label's score.
+    """
 
     log_counts: Tensor
     log_counts_of_label: Tensor
@@ -238,7 +251,7 @@ class _Work:
     """One call: its inputs as (N, K) or (N, K, S), and what they come to."""
 
     negative_sums: Tensor
-    at: AtLabel
+    columns: int
 
     def __init__(
         self, path: str, batch: Batch, twin: Any, with_sums: bool
@@ -287,8 +300,13 @@ class _Work:
 
     def forward(self, logits: Tensor) -> Tensor:
         z = self._ordered(logits)
-        self.at = find_label(self.labels, z.size(1), self.ignore_index)
+        self.columns = z.size(1)
         return self.compute(z).view(self.shape)
+
+    @cached_property
+    def at(self) -> AtLabel:
+        """Where the labels are."""
+        return find_label(self.labels, self.columns, self.ignore_index)
 
     def backward(self, logits: Tensor, upstream: Tensor) -> Tensor:
         z = self._ordered(logits)
@@ -366,25 +384,33 @@ class _SigmoidWork(_Work):
 
     def compute(self, z: Tensor) -> Tensor:
         rows = self.engine.sigmoid_forward(self, z)
-        own = self._of_label(self.sides.positive, z)
+        at = self.at
+        parts = self._parts(z)
+        own = self.sides.positive(*parts)
         if self.with_sums:
-            self.own_slope = self._of_label(self.sides.positive_slope, z)
+            self.own_slope = self.sides.positive_slope(*parts)
         if self.element_weight is not None:
-            self.own_weight = self.element_weight.gather(1, self.at.column)
+            self.own_weight = self.element_weight.gather(1, at.column)
             own = own * self.own_weight
-        return rows + own.masked_fill(~self.at.positive, 0).squeeze(1)
+        return rows + own.masked_fill_(~at.positive, 0).squeeze(1)
 
-    def _of_label(self, side: Any, z: Tensor) -> Tensor:
+    def _parts(self, z: Tensor) -> list[Tensor]:
+        """What the positive side is a function of, (N, 1, ...) each."""
         own = upcast(z.gather(1, self.at.column))
-        return side(
+        return [
             own,
             *[p.to(own.dtype)[self.at.column] for p in self.parameters],
             *[value.unsqueeze(1).to(own.dtype) for value in self.at_label],
-        )
+        ]
 
     def differentiate(self, z: Tensor, upstream: Tensor, out: Tensor) -> None:
         at = self.at
-        own = self._of_label(self.sides.positive_slope, z)
+        # With sums it is known, and the logits may be about to be lost.
+        own = (
+            self.own_slope
+            if self.with_sums
+            else self.sides.positive_slope(*self._parts(z))
+        )
         own = own * upstream.unsqueeze(1)
         if self.element_weight is not None:
             own = own * self.element_weight.gather(1, at.column)

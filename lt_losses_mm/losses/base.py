@@ -361,7 +361,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             raise ValueError(
                 f'{type(self).__name__}: soft labels, expected index labels: '
                 'the method is defined for one label a row; remove Mixup, '
-                'CutMix and label smoothing, or take another loss'
+                'CutMix, label smoothing and to_onehot, or take another loss'
             )
         if quality is not None and quality.shape != label.shape:
             raise ValueError(
@@ -378,13 +378,12 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         if class_weight is not None and soft:
             shape = (1, -1) + (1,) * (cls_score.dim() - 2)
             label = label * class_weight.to(label).view(shape)
-        counted = torch.ones(
-            cls_score.shape[:1] + cls_score.shape[2:],
-            dtype=torch.promote_types(cls_score.dtype, torch.float32),
-            device=cls_score.device,
-        )
-        if not soft:
+        counted = None  # all rows
+        if not soft and (self.avg_non_ignore or class_weight is not None):
             ignored = label == ignore_index
+            counted = torch.ones_like(
+                label, dtype=torch.promote_types(cls_score.dtype, torch.float)
+            )
             if class_weight is not None:
                 # What mmseg divides by: the sum of the labels' weights.
                 counted = class_weight.to(counted)[
@@ -393,8 +392,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 row_weight = (
                     counted if row_weight is None else counted * row_weight
                 )
-            if self.avg_non_ignore or class_weight is not None:
-                counted = counted.masked_fill(ignored, 0)
+            counted = counted.masked_fill(ignored, 0)
         rows = self.row_loss(
             Batch(
                 cls_score,
@@ -420,6 +418,9 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             if avg_factor is not None:
                 # The hosts' own guard: heads without positives may pass 0.
                 total = total / (avg_factor + eps)
+            elif counted is None:
+                # An empty batch has a loss of 0.
+                total = total / max(rows.numel(), 1)
             else:
                 total = total / counted.sum().clamp(min=eps)
         return self.loss_weight * total
@@ -688,7 +689,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         return text + (
             '; make num_classes of the head agree with the class '
             "counts, and use background='objectness' in RoI heads "
-            'only'
+            "only (elsewhere state another, such as 'keep_odds')"
         )
 
     def extra_repr(self) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
+import torch
 from mmengine.logging import print_log
 from mmengine.utils import ProgressBar
 
@@ -57,9 +58,13 @@ def pixel_table(
     def count(sample: int) -> np.ndarray:
         info = dataset.get_data_info(int(sample))
         mask = load(dict(info))['gt_seg_map']
-        pixels = np.bincount(
-            mask.ravel(), minlength=max(num_classes, ignore_index + 1)
-        )
+        if mask.dtype in (np.uint16, np.uint32):
+            mask = mask.astype(np.int64)  # torch does not count them
+        # Faster than NumPy's, and it lets the other threads run.
+        pixels = torch.bincount(
+            torch.from_numpy(np.ascontiguousarray(mask)).flatten(),
+            minlength=max(num_classes, ignore_index + 1),
+        ).numpy()
         pixels[ignore_index] = 0
         stray = np.flatnonzero(pixels[num_classes:])
         if stray.size:
@@ -79,7 +84,7 @@ def pixel_table(
     # Its default is the stdout of the time when mmengine was imported.
     bar = ProgressBar(len(index), file=sys.stdout) if progress else None
     table = np.zeros((len(index), num_classes), dtype=np.uint32)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for row, pixels in enumerate(pool.map(count, index)):
             table[row] = pixels
             if bar is not None:

@@ -2,16 +2,20 @@
 
 A test that asks for ``loss_type`` runs once for each form of each registered
 loss; ``sigmoid_type``, ``softmax_type``, ``counting_type`` (the formula reads
-class counts), ``gradient_type`` (it reads accumulated gradients) and
-``tau_type`` narrow that down. ``policy`` is a pair of a form and one of its
-background policies, ``prior_policy`` those of priors of counts. A loss is
-covered from the day it is registered. One that needs constructor arguments of
-its own, or has a second form, states them in ``ARGUMENTS``; one that is not
-plain cross-entropy where it corrects nothing states so in ``NEUTRAL`` and
-``PLAIN``.
+class counts), ``running_type`` (it reads statistics), ``gradient_type`` (they
+are accumulated gradients), ``soft_type`` and ``index_type`` (whether labels
+may be soft) and ``tau_type`` narrow that down. ``policy`` is a pair of a form
+and one of its background policies, ``prior_policy`` those of priors of counts.
+A loss is covered from the day it is registered. One that needs constructor
+arguments of its own, or has a second form, states them in ``ARGUMENTS``; one
+that is not plain cross-entropy where it corrects nothing states so in
+``NEUTRAL`` and ``PLAIN``; one with statistics other than gradients in
+``STATISTICS``; one whose gradient is by definition not the derivative of its
+value in ``SMOOTH``.
 
 Losses with statistics are tested as they are in the middle of a training:
-with gradient ratios from 0 to 1.5, the rarer the class the lower.
+with positives in proportion to the counts and gradient ratios from 0 to 1.5,
+the rarer the class the lower.
 """
 
 from __future__ import annotations
@@ -24,7 +28,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lt_losses_mm.losses import GradientDrivenLoss, LongTailLoss
+from lt_losses_mm.losses import (
+    GradientDrivenLoss,
+    LongTailLoss,
+    RunningLoss,
+)
 from lt_losses_mm.registry import MODELS
 
 COUNTS = (500.0, 60.0, 9.0, 1.0, 30.0)
@@ -41,7 +49,14 @@ ARGUMENTS = {
 NEUTRAL = {
     'EqualizationLoss': dict(threshold=1),
     'EqualizationLoss-softmax': dict(threshold=1),
+    'SeesawSoftmaxLoss': dict(p=0, q=0),
 }
+
+# By default those of gradients.
+STATISTICS = {'SeesawSoftmaxLoss': ('pos_count',)}
+
+# Without the factors that no gradient is to flow through.
+SMOOTH = {'SeesawSoftmaxLoss': dict(q=0)}
 
 
 def cross_entropy(logits, labels):
@@ -85,6 +100,12 @@ class Form(NamedTuple):
         return 'objectness' in self.cls.background_policies
 
     @property
+    def statistics(self):
+        if not issubclass(self.cls, RunningLoss):
+            return ()
+        return STATISTICS.get(self.type, ('pos_grad', 'neg_grad', 'pos_count'))
+
+    @property
     def counts(self):
         """How the loss learns the number of classes."""
         if self.cls.uses_counts:
@@ -120,7 +141,10 @@ def pytest_generate_tests(metafunc):
         sigmoid_type=lambda form: form.use_sigmoid,
         softmax_type=lambda form: not form.use_sigmoid,
         counting_type=lambda form: form.cls.uses_counts,
+        running_type=lambda form: issubclass(form.cls, RunningLoss),
         gradient_type=lambda form: issubclass(form.cls, GradientDrivenLoss),
+        soft_type=lambda form: form.cls.takes_soft_labels,
+        index_type=lambda form: not form.cls.takes_soft_labels,
         tau_type=lambda form: form.has_tau,
         softmax_with_objectness=lambda form: (
             not form.use_sigmoid and form.has_objectness
@@ -172,9 +196,9 @@ def set_midway(module, counts=None):
     ``COUNTS``. Losses that do not know their classes yet have no statistics.
     """
     for loss in module.modules():
-        if not isinstance(loss, GradientDrivenLoss):
+        if not isinstance(loss, RunningLoss):
             continue
-        classes = loss.pos_grad.numel()
+        classes = loss.pos_count.numel()
         if not classes:
             continue
         n = counts
@@ -182,10 +206,11 @@ def set_midway(module, counts=None):
             n = loss.class_counts.tolist()
             n = n or list(itertools.islice(itertools.cycle(COUNTS), classes))
         n = torch.tensor(n, dtype=torch.float64)
-        ratio = 1.5 * n.log1p() / n.max().log1p()
-        loss.pos_grad.copy_(n)
-        loss.neg_grad.copy_(torch.where(n > 0, n / ratio, 1.0))
         loss.pos_count.copy_(2 * n)
+        if isinstance(loss, GradientDrivenLoss):
+            ratio = 1.5 * n.log1p() / n.max().log1p()
+            loss.pos_grad.copy_(n)
+            loss.neg_grad.copy_(torch.where(n > 0, n / ratio, 1.0))
     return module
 
 
@@ -193,7 +218,7 @@ def of_losses(module):
     """What the losses of a module have observed since the last commit."""
     found = []
     for loss in module.modules():
-        if isinstance(loss, GradientDrivenLoss):
+        if isinstance(loss, RunningLoss):
             clone = copy.deepcopy(loss)
             for statistic in clone.statistics.values():
                 statistic.zero_()
@@ -210,6 +235,31 @@ def counts():
 @pytest.fixture
 def form():
     return FORMS.__getitem__
+
+
+@pytest.fixture
+def one_softmax():
+    """Arguments for heads with C + 1 columns whatever the loss is.
+
+    There background has to be a class, where the loss would rather have it
+    beside them.
+    """
+
+    def make(name):
+        form = FORMS[name]
+        if form.cls.background_policies[0] == 'objectness' and (
+            not form.use_sigmoid
+        ):
+            return dict(background='keep_odds')
+        return {}
+
+    return make
+
+
+@pytest.fixture
+def smooth():
+    """Arguments with which the gradient is the derivative."""
+    return lambda name: SMOOTH.get(name, {})
 
 
 @pytest.fixture

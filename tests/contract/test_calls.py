@@ -101,18 +101,18 @@ def test_rows_without_weight_have_no_gradient(loss_type, build, rows):
 
 @pytest.mark.parametrize('size', [(), (2, 3)], ids=str)
 def test_rows_that_are_left_out_are_not_observed(
-    gradient_type, build, rows, observed, size
+    running_type, build, rows, observed, size
 ):
     """By weight 0 or by label: as if they were not there."""
     logits, labels = rows(size=size)
-    alone = build(gradient_type)
+    alone = build(running_type)
     alone(logits[1::2], labels[1::2])
     weight = torch.ones(labels.shape)
     weight[::2] = 0
-    weighted = build(gradient_type)
+    weighted = build(running_type)
     weighted(logits, labels, weight)
     labels[::2] = 255
-    ignoring = build(gradient_type)
+    ignoring = build(running_type)
     ignoring(logits, labels, ignore_index=255)
     (expected,) = observed(alone)
     assert all(sums.sum() > 0 for sums in expected.values())
@@ -121,11 +121,11 @@ def test_rows_that_are_left_out_are_not_observed(
 
 
 def test_statistics_are_blind_to_the_reduction(
-    gradient_type, build, rows, observed
+    running_type, form, build, rows, observed
 ):
     """Neither the divisor nor loss_weight, but weights of rows."""
     logits, labels = rows()
-    loss = build(gradient_type)
+    loss = build(running_type)
     loss(logits, labels)
     (expected,) = observed(loss)
     for arguments, call in (
@@ -134,22 +134,23 @@ def test_statistics_are_blind_to_the_reduction(
         ({}, dict(avg_factor=7.0)),
         ({}, dict(reduction_override='none')),
     ):
-        other = build(gradient_type, **arguments)
+        other = build(running_type, **arguments)
         other(logits, labels, **call)
         assert_close(observed(other), [expected])
-    twice = build(gradient_type)
+    twice = build(running_type)
     twice(logits, labels, torch.full((12,), 2.0))
     (sums,) = observed(twice)
-    for name in ('pos_grad', 'neg_grad'):
+    assert tuple(sums) == form(running_type).statistics
+    for name in set(sums) - {'pos_count'}:
         assert_close(sums[name], 2 * expected[name])
     assert_close(sums['pos_count'], expected['pos_count'])
     assert_close(expected['pos_count'], labels.bincount(minlength=5).double())
 
 
-def test_statistics_wait_for_the_commit(gradient_type, build, rows, observed):
-    """Two calls between steps see one ratio, and add up."""
+def test_statistics_wait_for_the_commit(running_type, build, rows, observed):
+    """Two calls between steps see one state, and add up."""
     logits, labels = rows()
-    loss = build(gradient_type)
+    loss = build(running_type)
     before = {k: v.clone() for k, v in loss.statistics.items()}
     first = loss(logits, labels)
     assert_close(loss(logits, labels), first, rtol=0, atol=0)
@@ -310,11 +311,11 @@ def test_integer_labels_of_any_width(loss_type, build, rows, dtype):
     assert_close(loss(logits, labels.to(dtype)), loss(logits, labels))
 
 
-def test_integer_multi_hot_labels(loss_type, build, rows):
+def test_integer_multi_hot_labels(soft_type, build, rows):
     """Mmpretrain's preprocessor writes one-hot labels as int64."""
     logits, _ = rows(n=3)
     hot = torch.tensor([[0, 1, 0, 0, 1], [0, 0, 0, 0, 1], [0] * 5])
-    loss = build(loss_type)
+    loss = build(soft_type)
     assert_close(loss(logits, hot), loss(logits, hot.float()))
 
 
@@ -356,20 +357,20 @@ def test_no_grad_pass_changes_nothing(loss_type, build, rows, observed):
     assert_close(observed(loss), observed(untouched), rtol=0, atol=0)
 
 
-def test_eval_mode_observes_nothing(gradient_type, build, rows, observed):
-    loss = build(gradient_type).eval()
+def test_eval_mode_observes_nothing(running_type, build, rows, observed):
+    loss = build(running_type).eval()
     loss(*rows())
     (sums,) = observed(loss)
     assert not any(s.any() for s in sums.values())
 
 
 def test_nothing_to_learn_from_is_not_observed(
-    gradient_type, build, rows, observed
+    running_type, build, rows, observed
 ):
     """A rank without RoIs commits zeros, and warns of nothing."""
     for n in (0, 4):
         logits, labels = rows(n=n)
-        loss = build(gradient_type)
+        loss = build(running_type)
         loss(logits, labels, torch.zeros(n))
         (sums,) = observed(loss)
         assert not any(s.any() for s in sums.values())
@@ -384,13 +385,14 @@ def test_eval_mode_computes_the_same(loss_type, build, rows):
     assert_close(loss.eval()(logits, labels), loss.train()(logits, labels))
 
 
-def test_class_weight(softmax_type, build, rows):
+def test_class_weight(softmax_type, build, one_softmax, rows):
     """Written by DETRHead and read by Mask2Former, one a logit column."""
     logits, labels = rows(columns=6, labels=6)
     weight = [1.0, 1.0, 2.0, 1.0, 1.0, 0.1]
     labels[0], labels[1] = 5, -100
-    weighted = build(softmax_type, class_weight=weight)
-    bare = build(softmax_type)
+    background = one_softmax(softmax_type)
+    weighted = build(softmax_type, class_weight=weight, **background)
+    bare = build(softmax_type, **background)
     expected = bare(logits, labels, reduction_override='none')
     factor = torch.tensor(weight)[labels.clamp(min=0)]
     assert_close(
@@ -398,10 +400,29 @@ def test_class_weight(softmax_type, build, rows):
     )
 
 
-def test_class_weight_may_be_a_tensor(softmax_type, build, rows):
+def test_class_weight_with_objectness(softmax_with_objectness, build, rows):
+    """One a logit column, of which the last is no row's label."""
+    logits, labels = rows(columns=7, labels=6)
+    weight = [1.0, 1.0, 2.0, 1.0, 1.0, 0.1, 9.0]
+    labels[0], labels[1] = 5, -100
+    weighted, bare = (
+        build(softmax_with_objectness, background='objectness', **arguments)
+        for arguments in (dict(class_weight=weight), {})
+    )
+    for loss in (weighted, bare):
+        assert loss.get_cls_channels(5) == 7
+    expected = bare(logits, labels, reduction_override='none')
+    factor = torch.tensor(weight)[labels.clamp(min=0)]
+    assert_close(
+        weighted(logits, labels, reduction_override='none'), expected * factor
+    )
+
+
+def test_class_weight_may_be_a_tensor(softmax_type, build, one_softmax, rows):
     logits, labels = rows(columns=6, labels=6)
     weight = [1.0, 1.0, 2.0, 1.0, 1.0, 0.1]
-    assert_close(
-        build(softmax_type, class_weight=torch.tensor(weight))(logits, labels),
-        build(softmax_type, class_weight=weight)(logits, labels),
+    a, b = (
+        build(softmax_type, class_weight=w, **one_softmax(softmax_type))
+        for w in (torch.tensor(weight), weight)
     )
+    assert_close(a(logits, labels), b(logits, labels))

@@ -123,9 +123,9 @@ def test_tau(tau_type, build, value, expected):
 
 
 @pytest.mark.parametrize('value', [0, -0.1, 1.5, 'slow', float('nan')])
-def test_decay(gradient_type, build, value):
+def test_decay(running_type, build, value):
     with pytest.raises(ValueError, match=f'decay=.*{value}.*number'):
-        build(gradient_type, decay=value)
+        build(running_type, decay=value)
 
 
 @pytest.mark.parametrize('value', [0, 1, -0.1, '0.01', float('nan')])
@@ -187,12 +187,29 @@ def test_class_weight_in_a_sigmoid_loss(sigmoid_type, build):
 
 
 @pytest.mark.parametrize('length', [4, 5, 7])
-def test_class_weight_of_another_length(softmax_type, build, rows, length):
+def test_class_weight_of_another_length(
+    softmax_type, build, one_softmax, rows, length
+):
     """Logits have 6 columns: with 5, background rows would have none."""
+    loss = build(
+        softmax_type,
+        class_weight=[1.0] * length,
+        **one_softmax(softmax_type),
+    )
     with pytest.raises(ValueError, match='class_weight.*6'):
-        build(softmax_type, class_weight=[1.0] * length)(
-            *rows(columns=6, labels=6)
-        )
+        loss(*rows(columns=6, labels=6))
+
+
+@pytest.mark.parametrize('size', [(), (2, 2)], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.int64], ids=str)
+def test_soft_labels_where_the_method_has_none(index_type, build, size, dtype):
+    """Integers of the logits' shape are one-hot labels."""
+    labels = torch.zeros(2, 5, *size, dtype=dtype)
+    labels[:, 3] = 1
+    with pytest.raises(
+        ValueError, match=f'{index_type}: soft labels.*index labels.*Mixup'
+    ):
+        build(index_type)(torch.zeros(2, 5, *size), labels)
 
 
 def test_labels_with_a_quality(loss_type, form, build):
@@ -210,8 +227,8 @@ def test_labels_with_a_quality(loss_type, form, build):
 
 
 @pytest.mark.parametrize('size', [(), (2, 2)], ids=str)
-def test_number_of_classes_never_told(gradient_type, build, size):
-    loss = build(gradient_type, num_classes=None)
+def test_number_of_classes_never_told(running_type, build, size):
+    loss = build(running_type, num_classes=None)
     assert not hasattr(loss, 'num_classes')
     labels = torch.zeros(2, *size, dtype=torch.long)
     with pytest.raises(RuntimeError, match='num_classes=None.*heads.*give it'):

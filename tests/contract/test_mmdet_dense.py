@@ -128,8 +128,9 @@ def test_sigmoid(sigmoid_type, cfg, midway, kind):
 
 
 @pytest.mark.parametrize('kind', HEADS)
-def test_softmax(softmax_type, cfg, midway, kind):
-    head = midway(dense_head(kind, cfg(softmax_type, use_sigmoid=False)))
+def test_softmax(softmax_type, cfg, one_softmax, midway, kind):
+    config = cfg(softmax_type, use_sigmoid=False, **one_softmax(softmax_type))
+    head = midway(dense_head(kind, config))
     assert head.cls_out_channels == C + 1
     features = (torch.randn(1, 4, 4, 4),)
     for instances in (objects(), objects(())):
@@ -155,11 +156,15 @@ OWN = dict(
 
 @pytest.mark.parametrize('kind', HEADS)
 def test_neutral_is_mmdets_own_loss(
-    loss_type, form, neutral_cfg, plain_form, kind
+    loss_type, form, neutral_cfg, one_softmax, plain_form, kind
 ):
-    sigmoid = form(loss_type).use_sigmoid
+    config = neutral_cfg(
+        loss_type,
+        use_sigmoid=form(loss_type).use_sigmoid,
+        **one_softmax(loss_type),
+    )
     torch.manual_seed(0)
-    ours = dense_head(kind, neutral_cfg(loss_type, use_sigmoid=sigmoid))
+    ours = dense_head(kind, config)
     torch.manual_seed(0)
     theirs = dense_head(kind, OWN[plain_form(loss_type)])
     theirs.load_state_dict(ours.state_dict(), strict=False)
@@ -230,17 +235,24 @@ def test_objectness_of_a_sigmoid_is_an_error(sigmoid_with_objectness, cfg):
 # ------------------------------------------------------------------ levels
 @pytest.mark.parametrize('kind', ['RetinaHead', 'ATSSHead'])
 def test_levels_share_one_state(
-    gradient_type, form, cfg, midway, observed, kind
+    running_type, form, cfg, one_softmax, midway, observed, kind
 ):
-    """Five calls, one ratio, one sum to commit; RetinaNet's usual levels."""
-    config = cfg(gradient_type, use_sigmoid=form(gradient_type).use_sigmoid)
+    """Five calls, one state, one sum to commit; RetinaNet's usual levels."""
+    config = cfg(
+        running_type,
+        use_sigmoid=form(running_type).use_sigmoid,
+        **one_softmax(running_type),
+    )
     strides = [8, 16, 32, 64, 128]
     head = midway(dense_head(kind, config, strides=strides))
     loss, calls = head.loss_cls, []
 
+    def state(module):
+        return torch.stack(list(module.statistics.values()))
+
     def keep(module, args, kwargs, out):
         weight = kwargs.get('weight', args[2] if len(args) > 2 else None)
-        calls.append((*args[:2], weight, module.ratio.clone()))
+        calls.append((*args[:2], weight, state(module)))
 
     hook = loss.register_forward_hook(keep, with_kwargs=True)
     features = [torch.randn(1, 4, n, n) for n in (16, 8, 4, 2, 1)]
@@ -255,7 +267,7 @@ def test_levels_share_one_state(
     total(head.loss_by_feat(*outs, instances, [meta])).backward()
     hook.remove()
     assert len(calls) == 5
-    assert all(ratio.equal(loss.ratio) for *_, ratio in calls)
+    assert all(then.equal(state(loss)) for *_, then in calls)
 
     scores, labels, weight, _ = (torch.cat(x) for x in zip(*calls))
     at_once = copy.deepcopy(loss)
@@ -301,9 +313,9 @@ def detr_head(kind, loss_cls):
     'kind',
     ['DETRHead', 'ConditionalDETRHead', 'DeformableDETRHead', 'DINOHead'],
 )
-def test_detr(loss_type, cfg, kind):
+def test_detr(loss_type, cfg, one_softmax, kind):
     """The head asks ``loss_cls.use_sigmoid`` for its number of columns."""
-    head = detr_head(kind, cfg(loss_type))
+    head = detr_head(kind, cfg(loss_type, **one_softmax(loss_type)))
     columns = C + (not head.loss_cls.use_sigmoid)
     assert head.cls_out_channels == columns
     scores = torch.randn(2, 1, 10, columns, requires_grad=True)
@@ -324,21 +336,22 @@ def test_detr(loss_type, cfg, kind):
     assert len(found.scores) and found.labels.max() < C
 
 
-def test_detr_writes_its_background_weight(softmax_type, cfg):
+def test_detr_writes_its_background_weight(softmax_type, cfg, one_softmax):
     """DETRHead turns a number into C + 1 class weights in the config."""
-    loss_cls = cfg(softmax_type, class_weight=1.0, bg_cls_weight=0.1)
-    head = detr_head('DETRHead', loss_cls)
+    bare = cfg(softmax_type, **one_softmax(softmax_type))
+    weights = dict(class_weight=1.0, bg_cls_weight=0.1)
+    head = detr_head('DETRHead', {**bare, **weights})
     logits = torch.zeros(2, C + 1)
     rows = head.loss_cls(
         logits, torch.tensor([5, 5]), reduction_override='none'
     )
-    bare = MODELS.build(cfg(softmax_type))(
+    expected = MODELS.build(bare)(
         logits, torch.tensor([5, 5]), reduction_override='none'
     )
-    assert_close(rows, 0.1 * bare)
+    assert_close(rows, 0.1 * expected)
 
 
-def test_class_loss_of_mask_heads(softmax_type, cfg):
+def test_class_loss_of_mask_heads(softmax_type, cfg, one_softmax):
     """MaskFormer reads ``class_weight`` of length C + 1 from the config."""
     head = MODELS.build(
         ConfigDict(
@@ -367,7 +380,11 @@ def test_class_loss_of_mask_heads(softmax_type, cfg):
                     ),
                 ),
             ),
-            loss_cls=cfg(softmax_type, class_weight=[1.0] * C + [0.1]),
+            loss_cls=cfg(
+                softmax_type,
+                class_weight=[1.0] * C + [0.1],
+                **one_softmax(softmax_type),
+            ),
             loss_mask=dict(type='FocalLoss', use_sigmoid=True),
             loss_dice=dict(
                 type='DiceLoss',

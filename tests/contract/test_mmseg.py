@@ -168,16 +168,16 @@ def test_prediction_never_contains_the_prior(loss_type, settings, midway):
 
 
 def test_statistics_are_sums_over_pixels(
-    gradient_type, cfg, build, midway, observed
+    running_type, cfg, build, midway, observed
 ):
     """Of the labelled ones, at the size of the labels."""
-    head = midway(head_of('fcn', cfg(gradient_type), in_index=0))
+    head = midway(head_of('fcn', cfg(running_type), in_index=0))
     logits, data = torch.randn(2, C, 16, 16), samples((0,))
     head.loss_by_feat(logits, data)
     labels = stack(data)
     kept = labels != 255
     assert 0 < kept.sum() < 256
-    alone = build(gradient_type)
+    alone = build(running_type)
     alone(logits.movedim(1, -1)[kept], labels[kept])
     assert_close(observed(head), observed(alone), rtol=1e-5, atol=1e-5)
     (sums,) = observed(head)

@@ -32,10 +32,10 @@ def test_copies_compute_the_same(
 
 
 def test_copies_take_along_what_they_have_observed(
-    gradient_type, build, rows, observed, tmp_path
+    running_type, build, rows, observed, tmp_path
 ):
     """And what one observes from then on is its own."""
-    loss = build(gradient_type)
+    loss = build(running_type)
     loss(*rows())
     expected = observed(loss)
     torch.save(loss, tmp_path / 'loss.pth')
@@ -48,7 +48,7 @@ def test_copies_take_along_what_they_have_observed(
         clone(*rows())
         clone.commit()
         assert_close(observed(loss), expected, rtol=0, atol=0)
-        assert not clone.pos_grad.equal(loss.pos_grad)
+        assert not clone.pos_count.equal(loss.pos_count)
 
 
 def test_a_copy_remembers_that_it_is_in_a_roi_head(loss_type, build):
@@ -71,12 +71,12 @@ def test_casting_a_model_keeps_the_counts_exact(loss_type, build, cast):
 
 @pytest.mark.parametrize('cast', ['half', 'bfloat16', 'double'])
 def test_casting_a_model_keeps_the_statistics_exact(
-    gradient_type, build, rows, observed, cast
+    running_type, build, rows, observed, cast
 ):
     """Sums of float32 stop to grow, those of float16 end at 65504."""
     large = [2.0**40 + 1, 1.0, 2.0**30 + 2.0**-20, 65505.0, 1e-30]
     model = nn.Sequential(nn.Linear(2, 5))
-    model.add_module('loss', build(gradient_type))
+    model.add_module('loss', build(running_type))
     for statistic in model.loss.statistics.values():
         statistic.copy_(torch.tensor(large, dtype=torch.float64))
     model.loss(*rows())
@@ -89,9 +89,9 @@ def test_casting_a_model_keeps_the_statistics_exact(
     assert_close(observed(model), before, rtol=0, atol=0)
 
 
-def test_a_half_model_goes_on_observing(gradient_type, build, rows, observed):
+def test_a_half_model_goes_on_observing(running_type, build, rows, observed):
     logits, labels = rows(dtype=torch.float16)
-    loss, exact = build(gradient_type).half(), build(gradient_type)
+    loss, exact = build(running_type).half(), build(running_type)
     loss(logits, labels)
     exact(logits.double(), labels)
     assert_close(observed(loss), observed(exact), rtol=1e-5, atol=1e-6)
@@ -102,9 +102,9 @@ def test_moving_to_another_device_takes_the_counts_along(loss_type, build):
 
 
 def test_moving_to_another_device_takes_the_statistics_along(
-    gradient_type, build
+    running_type, build
 ):
-    loss = build(gradient_type).to('meta')
+    loss = build(running_type).to('meta')
     for statistic in (*loss.statistics.values(), loss._pending):
         assert statistic.device.type == 'meta'
 
@@ -121,27 +121,26 @@ def test_auto_takes_the_counts_of_the_checkpoint(
 
 
 def test_statistics_are_those_of_the_checkpoint(
-    gradient_type, build, neutral, rows, observed
+    running_type, build, neutral, rows, observed
 ):
     """A run goes on where it stopped; pending sums are no part of it."""
-    trained = build(gradient_type)
+    trained = build(running_type)
     trained(*rows())
-    loss = neutral(gradient_type)
+    loss = neutral(running_type)
     loss.load_state_dict(trained.state_dict())
     assert_close(loss.statistics, trained.statistics, rtol=0, atol=0)
     (sums,) = observed(loss)
     assert not any(s.any() for s in sums.values())
-    fresh = neutral(gradient_type)
-    fresh.load_state_dict(neutral(gradient_type).state_dict())
-    assert fresh.pos_grad.tolist() == [0] * 5
+    fresh = neutral(running_type)
+    fresh.load_state_dict(neutral(running_type).state_dict())
+    for statistic in fresh.statistics.values():
+        assert statistic.tolist() == [0] * 5
 
 
-def test_the_checkpoint_tells_the_number_of_classes(
-    gradient_type, build, rows
-):
+def test_the_checkpoint_tells_the_number_of_classes(running_type, build, rows):
     """Of a loss that got it from the head, where no Runner tells it."""
-    trained = build(gradient_type)
-    loss = build(gradient_type, num_classes=None)
+    trained = build(running_type)
+    loss = build(running_type, num_classes=None)
     loss.load_state_dict(trained.state_dict())
     assert loss.num_classes == 5
     assert_close(loss(*rows()), trained(*rows()))
@@ -167,21 +166,19 @@ def test_explicit_counts_win_over_the_checkpoint(
     assert state['class_counts'].tolist() == other
 
 
-def test_counts_for_plots_win_over_the_checkpoint(
-    gradient_type, build, counts
-):
-    loss = build(gradient_type, class_counts=counts)
-    state = build(gradient_type, class_counts=[1, 2, 3, 4, 5]).state_dict()
+def test_counts_for_plots_win_over_the_checkpoint(running_type, build, counts):
+    loss = build(running_type, class_counts=counts)
+    state = build(running_type, class_counts=[1, 2, 3, 4, 5]).state_dict()
     loss.load_state_dict(state)
     assert loss.class_counts.tolist() == counts
     assert state['class_counts'].tolist() == [1, 2, 3, 4, 5]
 
 
-def test_statistics_of_another_number_of_classes(gradient_type, build):
+def test_statistics_of_another_number_of_classes(running_type, build):
     """Strict loading says what is wrong; fine-tuning goes on, as with fc."""
-    loss = build(gradient_type, num_classes=3)
+    loss = build(running_type, num_classes=3)
     before = {k: v.clone() for k, v in loss.statistics.items()}
-    state = build(gradient_type).state_dict()
+    state = build(running_type).state_dict()
     with pytest.raises(
         (RuntimeError, ValueError),
         match='(?s)num_classes=3, expected 5.*(grad|count) of the checkpoint',
@@ -190,7 +187,7 @@ def test_statistics_of_another_number_of_classes(gradient_type, build):
     load_state_dict(loss, state, strict=False)
     assert_close(loss.statistics, before, rtol=0, atol=0)
     # The caller's dict is not ours to change.
-    assert state['pos_grad'].numel() == 5
+    assert state['pos_count'].numel() == 5
 
 
 @pytest.mark.parametrize('filled', [False, True])
@@ -215,9 +212,7 @@ def test_a_checkpoint_without_counts_loads(loss_type, build, counts):
 
 
 def test_counts_and_statistics_are_the_only_state(loss_type, form, build):
-    expected = ['class_counts']
-    if hasattr(form(loss_type).cls, 'statistic_names'):
-        expected += ['pos_grad', 'neg_grad', 'pos_count']
+    expected = ['class_counts', *form(loss_type).statistics]
     loss = build(loss_type)
     assert list(loss.state_dict()) == expected
     assert {k for k, _ in loss.named_buffers()} >= set(expected)

@@ -50,6 +50,7 @@ WITHOUT_BACKGROUND = (
     'equalization-softmax',
     'sigmoid-equalization',
     'softmax-equalization',
+    'seesaw',
     'equalized-focal',
 )
 DETECTION = 'detection/digits/{}_r18-c32_fpn_{{}}_random-8e_digits-lt.py'
@@ -71,6 +72,7 @@ FAMILIES = {
             'equalization',
             'sigmoid-equalization',
             'softmax-equalization',
+            'seesaw',
         ),
     ),
     'atss': Family(

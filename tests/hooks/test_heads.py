@@ -12,7 +12,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from lt_losses_mm.losses import GradientDrivenLoss, LongTailLoss
+from lt_losses_mm.losses import LongTailLoss, RunningLoss
 from lt_losses_mm.registry import MODELS
 
 C = 3
@@ -26,7 +26,7 @@ LOSSES = {
     if issubclass(cls, LongTailLoss)
 }
 SIGMOID = [name for name, cls in LOSSES.items() if cls.use_sigmoid]
-DRIVEN = [n for n, c in LOSSES.items() if issubclass(c, GradientDrivenLoss)]
+RUNNING = [n for n, c in LOSSES.items() if issubclass(c, RunningLoss)]
 
 ROI = dict(in_channels=4, roi_feat_size=1, fc_out_channels=8)
 ANCHORS = dict(type='AnchorGenerator', ratios=[1.0], scales=[2.0], strides=[8])
@@ -422,14 +422,14 @@ def test_vfnet_without_varifocal_loss_takes_labels(train):
 
 # --------------------------------------------------------- number of classes
 @pytest.mark.parametrize('kind', ['RetinaHead', 'LinearClsHead', 'FCNHead'])
-@pytest.mark.parametrize('name', DRIVEN)
+@pytest.mark.parametrize('name', RUNNING)
 def test_the_head_tells_the_number_of_classes(train, monkeypatch, kind, name):
     """A config of such a loss needs no key at all, nor the data counted."""
     loss = dict(type=f'lt_losses_mm.{name}')
     if kind == 'RetinaHead':
         loss['use_sigmoid'] = LOSSES[name].use_sigmoid
     head = build_head(kind, loss)
-    (loss,) = (m for m in head.modules() if isinstance(m, GradientDrivenLoss))
+    (loss,) = (m for m in head.modules() if isinstance(m, RunningLoss))
     assert not hasattr(loss, 'num_classes')
     train(head)
     assert loss.num_classes == C
@@ -437,7 +437,7 @@ def test_the_head_tells_the_number_of_classes(train, monkeypatch, kind, name):
     assert not loss.class_counts.numel()
 
 
-@pytest.mark.parametrize('name', DRIVEN)
+@pytest.mark.parametrize('name', RUNNING)
 def test_another_number_than_the_heads_is_an_error(train, name):
     loss = dict(type=f'lt_losses_mm.{name}', num_classes=4)
     with pytest.raises(
@@ -446,7 +446,7 @@ def test_another_number_than_the_heads_is_an_error(train, name):
         train(build_head('LinearClsHead', loss))
 
 
-@pytest.mark.parametrize('name', DRIVEN)
+@pytest.mark.parametrize('name', RUNNING)
 def test_counts_for_plots_may_be_counted(train, name):
     loss = dict(type=f'lt_losses_mm.{name}', class_counts='auto')
     head = build_head('LinearClsHead', loss)
@@ -461,7 +461,7 @@ def test_losses_without_a_prior_correct_nothing_twice(train, loader, log):
             'LinearClsHead',
             dict(type=f'lt_losses_mm.{name}', class_counts=[6, 3, 1]),
         )
-        for name in DRIVEN
+        for name in RUNNING
     )
     train(head, train=loader(wrapper=balanced))
     assert not messages(log, 'Double correction')

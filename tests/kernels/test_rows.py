@@ -219,9 +219,12 @@ def test_half_precision_in_every_value():
         finite = results[1].isfinite()
         assert (results[3].isnan() == results[1].isnan()).all()
         # One unit in the last place, at most, also of subnormal numbers.
-        unit = torch.nextafter(
-            results[1].abs(), torch.tensor(torch.inf, dtype=dtype)
-        ).float() - results[1].abs().float()
+        unit = (
+            torch.nextafter(
+                results[1].abs(), torch.tensor(torch.inf, dtype=dtype)
+            ).float()
+            - results[1].abs().float()
+        )
         assert (gap[finite] <= unit[finite]).all()
 
 
@@ -360,9 +363,7 @@ def test_second_derivatives(fast, formula):
         with use_path(how):
             p = parameters(K)
             losses, _ = formula(Batch(z, labels, 255), p, sums=False)
-            (first,) = torch.autograd.grad(
-                losses.sum(), z, create_graph=True
-            )
+            (first,) = torch.autograd.grad(losses.sum(), z, create_graph=True)
             (second,) = torch.autograd.grad(first.square().sum(), z)
         results.append(second)
     torch.testing.assert_close(*results)

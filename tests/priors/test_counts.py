@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pkgutil
 
@@ -113,6 +114,58 @@ def test_annotations_are_counted_in_order_of_the_file(tmp_path):
     instances = load_class_counts(path, unit='instance')
     assert instances.counts.tolist() == [1, 3, 0]
     assert (images.unit, instances.unit) == ('image', 'instance')
+
+
+@pytest.mark.parametrize(
+    'segmentation',
+    [
+        [[1.5, 2, 3, 4, 5, 6]],
+        [[1, 2], [3, 4e-1, -5]],
+        [],
+        [[]],
+        [[[1], [2]], [3]],
+        [['[', 'a]'], 'b'],
+        dict(size=[2, 3], counts=[0, 6]),
+        dict(size=[2, 3], counts='[[06'),
+    ],
+)
+@pytest.mark.parametrize('indent', [None, 1])
+def test_polygons_do_not_disturb(tmp_path, segmentation, indent):
+    content = json.loads(json.dumps(ANNOTATIONS))
+    content['categories'][0]['name'] = 'a "segmentation": [[1, 2]]'
+    for annotation in content['annotations']:
+        # Neither the first key nor the last.
+        category = annotation.pop('category_id')
+        annotation.update(segmentation=segmentation, category_id=category)
+    path = _write(
+        tmp_path / 'instances.json', json.dumps(content, indent=indent)
+    )
+    images = load_class_counts(path)
+    assert images.counts.tolist() == [1, 2, 0]
+    assert images.names == ('a "segmentation": [[1, 2]]', 'cat', 'dog')
+
+
+def test_a_fault_is_told_at_its_place_in_the_file(tmp_path):
+    text = '{"segmentation": [[1, 2]], "a": 1 "b": 2}'
+    path = _write(tmp_path / 'instances.json', text)
+    with pytest.raises(ValueError, match=f'char {text.index(chr(34) + "b")}'):
+        load_class_counts(path)
+
+
+@pytest.mark.parametrize('paused', [True, False])
+def test_the_garbage_collector_is_left_as_it_was(tmp_path, paused):
+    (tmp_path / 'right.json').write_text('[1, 2]')
+    (tmp_path / 'wrong.json').write_text('[1, 2')
+    before = gc.isenabled()
+    (gc.disable if paused else gc.enable)()
+    try:
+        load_class_counts(tmp_path / 'right.json')
+        assert gc.isenabled() is not paused
+        with pytest.raises(ValueError, match='valid JSON'):
+            load_class_counts(tmp_path / 'wrong.json')
+        assert gc.isenabled() is not paused
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_counts_in_categories_win_over_annotations(tmp_path):

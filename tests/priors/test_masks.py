@@ -97,6 +97,28 @@ def test_reduce_zero_label(root, unit, pipeline, capsys):
     assert '3/3' in capsys.readouterr().out
 
 
+class LoadSomeAnnotations:
+    """A loader of the user, of any type and memory layout."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def __call__(self, results):
+        results = mmseg.transforms.LoadAnnotations()(results)
+        mask = results['gt_seg_map'].astype(self.dtype)[::-1].T
+        return dict(results, gt_seg_map=mask)
+
+
+@pytest.mark.parametrize(
+    'dtype', ['uint8', 'uint16', 'uint32', 'int16', 'int32', 'int64']
+)
+def test_masks_of_any_integer_type(root, dtype):
+    dataset = build(root)
+    dataset.pipeline.transforms = [LoadSomeAnnotations(dtype)]
+    counts = count_dataset(dataset).counts
+    assert counts.tolist() == expected(dataset, 'pixel', 4)
+
+
 def test_default_unit_is_the_pixel(root, capsys):
     assert count_dataset(build(root), progress=False).unit == 'pixel'
     assert '3/3' not in capsys.readouterr().out

@@ -1,0 +1,325 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+r"""Writes docs/performance.md and its figure from the ledger of speed.
+
+Nothing is measured here. Of rows that say the same the last one counts.
+
+    python benchmarks/performance.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+from ledger import ROOT
+from speed import FOCAL, REPLACES, SHAPES, SIGMOID, SOFTMAX
+
+CE, BCE = 'cross_entropy', 'binary_cross_entropy_with_logits'
+MAIN = [shape.title for name, shape in SHAPES.items() if '-' not in name]
+# Largest ratios aimed at: on PyTorch operators, on the fastest path.
+TARGETS = {CE: (1.05, 0.6), BCE: (0.8, 0.5), 'focal': (1.5, 0.8)}
+MEMORY, MEMORY_OVERWRITING = 1.1, 0.3
+# Times faster than what users run now, and share of its memory.
+PEERS = {
+    'mmdet EQLV2Loss': (5, 1 / 4),
+    'mmdet SeesawLoss': (8, None),
+    'EFL by its formulas': (4, 1 / 5),
+}
+ITERATION = 1.02
+SLOPES = (
+    (CE, '', 'cross-entropy (PyTorch)', 'tab:gray', '--'),
+    (BCE, '', 'BCE, ready one-hot (PyTorch)', 'tab:brown', '--'),
+    ('BalancedSoftmaxLoss', 'native', 'Balanced Softmax', 'tab:blue', '-'),
+    ('SigmoidEqualizationLoss', 'native', 'Sigmoid-EQL', 'tab:green', '-'),
+    ('copy of the logits', '', 'a copy of the logits', 'black', ':'),
+)
+
+
+class Ledger:
+    """Rows by what they say."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open(newline='') as file:
+            self.rows = {
+                (
+                    row['what'],
+                    row['peer'],
+                    row['shape'],
+                    row['path'],
+                    row['unit'],
+                ): row
+                for row in csv.DictReader(file)
+                if row['dtype'] in ('float32', '')
+            }
+
+    def value(self, what, shape, path='', peer='', unit='ratio', key='p50'):
+        row = self.rows.get((what, peer, shape, path, unit))
+        return float(row[key]) if row and row[key] else None
+
+    def memory(self, what, shape, path=''):
+        for unit in ('ms', ''):
+            found = self.value(what, shape, path, '', unit, 'peak_memory')
+            if found is not None:
+                return found
+        return None
+
+
+def cell(values, targets, digits=2) -> str:
+    """Values with those in bold that miss their target."""
+    shown = []
+    for value, target in zip(values, targets):
+        text = 'not run' if value is None else f'{value:.{digits}f}'
+        missed = value is not None and round(value, digits) > target
+        shown.append(f'**{text}**' if missed else text)
+    return ' / '.join(shown)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+
+
+def family() -> list[tuple[str, str, tuple[float, float]]]:
+    """Loss, peer and target of each loss."""
+    found = []
+    for name in SOFTMAX:
+        title = name + (' (softmax)' if name == 'EqualizationLoss' else '')
+        found.append((title, CE, TARGETS[CE]))
+    found += [(name, BCE, TARGETS[BCE]) for name in SIGMOID]
+    found += [(name, BCE, TARGETS['focal']) for name in FOCAL]
+    return found
+
+
+def time_table(ledger: Ledger) -> str:
+    rows = []
+    for name, peer, targets in family():
+        row = [f'`{name}`', 'CE' if peer == CE else 'BCE']
+        row.append(f'≤ {targets[0]} / {targets[1]}')
+        for shape in MAIN:
+            found = [
+                ledger.value(name, shape, path, peer)
+                for path in ('eager', 'native')
+            ]
+            row.append(cell(found, targets))
+        rows.append(row)
+    return table(['loss', 'against', 'target', *MAIN], rows)
+
+
+def memory_table(ledger: Ledger) -> str:
+    rows = []
+    for name in (CE, BCE):
+        row = [f'`{name}`', '']
+        for shape in MAIN:
+            found = ledger.memory(name, shape)
+            row.append('' if found is None else f'{found:.2f}')
+        rows.append(row)
+    for name, _, _ in family():
+        for suffix, target in (
+            ('', MEMORY),
+            (', overwriting', MEMORY_OVERWRITING),
+        ):
+            found = [
+                [
+                    ledger.memory(name + suffix, shape, path)
+                    for path in ('eager', 'native')
+                ]
+                for shape in MAIN
+            ]
+            if suffix and not any(any(pair) for pair in found):
+                continue
+            rows.append(
+                [
+                    f'`{name}`{suffix}',
+                    f'≤ {target}',
+                    *[
+                        cell(pair, (target, target)) if any(pair) else ''
+                        for pair in found
+                    ],
+                ]
+            )
+    return table(['loss', 'target', *MAIN], rows)
+
+
+def peer_table(ledger: Ledger) -> str:
+    rows = []
+    for name, (faster, leaner) in PEERS.items():
+        ours = REPLACES[name]
+        for shape in MAIN:
+            ratio = ledger.value(name, shape, '', ours)
+            if ratio is None:
+                continue
+            share = ledger.memory(ours, shape, 'native') / ledger.memory(
+                name, shape
+            )
+            times = f'{ratio:.1f}'
+            rows.append(
+                [
+                    name,
+                    f'`{ours}`',
+                    shape,
+                    times if ratio >= faster else f'**{times}**',
+                    f'≥ {faster}',
+                    f'{share:.2f}'
+                    if leaner is None or share <= leaner
+                    else f'**{share:.2f}**',
+                    '' if leaner is None else f'≤ {leaner:.2f}',
+                ]
+            )
+    head = ['theirs', 'ours', 'shape', 'times faster', 'target']
+    return table([*head, 'share of memory', 'target'], rows)
+
+
+def iteration_table(ledger: Ledger) -> str:
+    tasks = ('classification', 'detection', 'segmentation')
+    methods = sorted(
+        {what for what, peer, shape, *_ in ledger.rows if 'iteration' in shape}
+        - {CE}
+    )
+    rows = []
+    for method in methods:
+        row = [method]
+        for task in tasks:
+            shape = f'iteration, {task}'
+            found = [
+                ledger.value(method, shape, '', CE, key=key)
+                for key in ('p50', 'p20', 'p80')
+            ]
+            if found[0] is None:
+                row.append('')
+                continue
+            missed = found[0] > ITERATION + 0.0005
+            text = f'{found[0]:.3f}'
+            row.append(
+                (f'**{text}**' if missed else text)
+                + f' ({found[1]:.2f} to {found[2]:.2f})'
+            )
+        rows.append(row)
+    return table(['loss', *tasks], rows)
+
+
+def startup_table(ledger: Ledger) -> str:
+    rows = [
+        [
+            row['what'],
+            row['shape'],
+            row['path'],
+            f'{float(row["p50"]):.3g} {row["unit"]}',
+        ]
+        for row in ledger.rows.values()
+        if row['command'].startswith('python benchmarks/startup.py')
+    ]
+    return table(['what', 'of', '', 'median'], rows)
+
+
+def points(ledger: Ledger, kind: str, what: str, path: str, memory=False):
+    """Sizes, and milliseconds or megabytes at them."""
+    sizes, values = [], []
+    for name, shape in SHAPES.items():
+        if not name.startswith(kind + '-'):
+            continue
+        found = (
+            ledger.memory(what, shape.title, path)
+            if memory
+            else ledger.value(what, shape.title, path, unit='ms')
+        )
+        if found is None:
+            continue
+        if memory:
+            found *= np.prod(shape.size) * 4 / 2**20
+        sizes.append(shape.size[1 if kind == 'columns' else 0])
+        values.append(found)
+    return np.array(sizes), np.array(values)
+
+
+def exponent(sizes: np.ndarray, values: np.ndarray) -> float:
+    """Slope of log value over log size, where calls cost more than 1 ms."""
+    large = values > 1
+    if large.sum() < 2:
+        return float('nan')
+    return np.polyfit(np.log(sizes[large]), np.log(values[large]), 1)[0]
+
+
+def draw(ledger: Ledger, path: Path) -> list[list[str]]:
+    """The figure; and the fitted exponents."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout='constrained')
+    exponents = []
+    panels = (
+        ('columns', False, 'classes (64 rows)', 'ms'),
+        ('rows', False, 'rows (1203 classes)', 'ms'),
+        ('columns', True, 'classes (64 rows)', 'MB above the logits'),
+    )
+    for ax, (kind, memory, x, y) in zip(axes, panels):
+        for what, how, label, color, style in SLOPES:
+            sizes, values = points(ledger, kind, what, how, memory)
+            if memory:
+                keep = values > 0.05
+                sizes, values = sizes[keep], values[keep]
+            if not len(sizes):
+                continue
+            ax.loglog(
+                sizes,
+                values,
+                style,
+                color=color,
+                label=label,
+                marker='o',
+                ms=4,
+            )
+            if not memory:
+                exponents.append([label, x, f'{exponent(sizes, values):.2f}'])
+        ax.set_xlabel(x)
+        ax.set_ylabel(y)
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.suptitle('Forward and backward pass of the loss')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return exponents
+
+
+def machine(ledger: Ledger) -> str:
+    commits = {row['commit'] for row in ledger.rows.values()}
+    last = list(ledger.rows.values())[-1]
+    listed = ', '.join(f'`{c}`' for c in sorted(commits))
+    return (
+        f'{last["cpu"]}, {last["threads"]} threads, fp32, no GPU. '
+        f'{last["versions"]}. Commits: {listed}.'
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--ledger', type=Path, default=ROOT / 'benchmarks' / 'speed.csv'
+    )
+    parser.add_argument(
+        '--page', type=Path, default=ROOT / 'docs' / 'performance.md'
+    )
+    args = parser.parse_args()
+    ledger = Ledger(args.ledger)
+    figure = args.page.parent / 'images' / 'performance.png'
+    exponents = draw(ledger, figure)
+    template = (Path(__file__).parent / 'performance.in.md').read_text()
+    parts = dict(
+        machine=machine(ledger),
+        time=time_table(ledger),
+        memory=memory_table(ledger),
+        peers=peer_table(ledger),
+        iteration=iteration_table(ledger),
+        startup=startup_table(ledger),
+        exponents=table(['', 'against', 'exponent'], exponents),
+    )
+    for name, text in parts.items():
+        template = template.replace('{' + name + '}', text.rstrip('\n'))
+    args.page.write_text(template)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,3 @@
+lt_loss = dict(
+    _delete_=True, type='lt_losses_mm.SeesawSoftmaxLoss', loss_weight=1.0
+)
