@@ -8,7 +8,7 @@ from typing import Any, Iterator
 import torch
 from torch import Tensor
 
-from ..functional.two_sided import per_column, upcast, wide
+from ..functional.two_sided import per_column, positive_sums, upcast, wide
 
 # Logits of a part. On CPU it and its temporaries stay in the second-level
 # cache, and it is as small as PyTorch still gives to two threads;
@@ -92,7 +92,8 @@ def softmax_forward(work: Any, z: Tensor) -> Tensor:
             weight = None if work.weight is None else work.weight[rows]
             sums += _column_sums(log_p.exp_(), weight, at)
     if work.with_sums:
-        work.negative_sums = sums
+        own = -(-losses).expm1()
+        _add_positives(work, own.unsqueeze(1), work.weight, sums)
     return losses
 
 
@@ -144,9 +145,39 @@ def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
                 slope.mul_(work.element_weight[part])
             weight = None if work.weight is None else work.weight[rows]
             sums += _column_sums(slope, weight, at)
+    at, own_weight = work.at, work.weight
+    parts = _at_label(work, z)
+    own = work.sides.positive(*parts)
+    # Now, since the logits may be lost when it is needed.
+    work.own = work.sides.positive_slope(*parts)
+    if work.element_weight is not None:
+        own_weight = work.element_weight.gather(1, at.column)
+        own = own * own_weight
     if work.with_sums:
-        work.negative_sums = sums
+        _add_positives(work, work.own.abs(), own_weight, sums)
+    if work.element_weight is not None:
+        work.own = work.own * own_weight
+    losses += own.masked_fill_(~at.positive, 0).squeeze(1)
     return losses
+
+
+def _at_label(work: Any, z: Tensor) -> list[Tensor]:
+    """What the positive side is a function of, (N, 1, ...) each."""
+    own = upcast(z.gather(1, work.at.column))
+    return [
+        own,
+        *[p.to(own.dtype)[work.at.column] for p in work.parameters],
+        *[value.unsqueeze(1).to(own.dtype) for value in work.at_label],
+    ]
+
+
+def _add_positives(
+    work: Any, own: Tensor, weight: Tensor | None, negative: Tensor
+) -> None:
+    if weight is not None and weight.dim() < own.dim():
+        weight = weight.unsqueeze(1)
+    gradient, count = positive_sums(own, work.at, weight, negative.numel())
+    work.sums = gradient, negative, count
 
 
 def sigmoid_backward(
@@ -166,3 +197,8 @@ def sigmoid_backward(
         slope.mul_(factor)
         _zero_rows(slope, factor == 0)
         out[part] = slope
+    at = work.at
+    own = (work.own * upstream.unsqueeze(1)).to(out.dtype)
+    out.scatter_(
+        1, at.column, torch.where(at.positive, own, out.gather(1, at.column))
+    )

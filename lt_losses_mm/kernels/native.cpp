@@ -6,7 +6,8 @@
 //
 // Logits are (images, columns, pixels): rows of a matrix have one pixel, and
 // vectors run along its columns; maps have many, and vectors run along them.
-// The label's column is left out of sums: its owner adds what belongs there.
+// The negative side is computed everywhere, and its value at the label left
+// out of all sums; the positive side is one value a row.
 
 #include <math.h>
 #include <stdint.h>
@@ -37,6 +38,8 @@ struct Problem {
   const float* first;           // columns: shift, log count, focusing
   const float* second;          // columns: weight of negatives, log count
                                 // where the column is the label (Seesaw)
+  const float* third;           // columns: weight of positives
+  const float* quality;         // rows, target at the label in place of 1
   const float* weight;          // rows, for the column sums
   const float* element_weight;  // as the logits, contiguous
   const float* upstream;        // rows, gradient of their losses
@@ -44,7 +47,11 @@ struct Problem {
   float* top;                   // softmax: largest shifted logit of each row,
   float* total;                 // sum of exp(shifted - top),
   float* lse;                   // log of the sum of exp(logit) (Seesaw)
-  double* sums;                 // columns
+  float* own;                   // rows: derivative at the label, before
+                                // upstream; of softmax 1 - p
+  double* sums;                 // columns: gradients of negatives,
+  double* positive;             // of positives,
+  double* counts;               // and the number of the latter
   int64_t images, columns, pixels;
   int64_t stride, gradient_stride;  // between images
   int64_t ignore, spared;           // labels of rows left out, of rows that
@@ -166,6 +173,29 @@ inline Negative negative(float z, float first, float second) {
           focus * (s.p + first * (1.f - s.p) * s.softplus)};
 }
 
+template <int F>
+inline Negative positive(float z, float first, float third) {
+  // The mirror image of the negative side.
+  Negative side = F == BCE ? negative<F>(-z, -first, third)
+                           : negative<F>(-z, first, third);
+  return {side.loss, -side.slope};
+}
+
+// Focal loss with a target q in [0, 1] (Quality Focal Loss).
+inline Negative at_quality(float z, float gamma, float weight, float q) {
+  Sigmoid s = sigmoid(z);
+  float rest = sigmoid(-z).p;
+  // p - q without cancellation at 0 and at 1.
+  float gap = q < 0.5f ? s.p - q : (1.f - q) - rest;
+  float size = fabsf(gap);
+  float bce = q * s.mirrored + (1.f - q) * s.softplus;
+  float power = powf(size, gamma);
+  float sign = gap > 0 ? 1.f : gap < 0 ? -1.f : 0.f;
+  return {weight * power * bce,
+          weight * (gamma * powf(size, gamma - 1.f) * sign * s.p * rest * bce +
+                    power * gap)};
+}
+
 // ------------------------------------------------------------------ partition
 constexpr int64_t ROWS = 64;       // of a block of a matrix
 constexpr int64_t TILE = 2048;     // columns of a block of a wide matrix
@@ -262,6 +292,24 @@ void over_maps(const Problem& p, Block block) {
   if (p.sums) sums.add_to(p.sums);
 }
 
+// Adds what the labels' own columns get, row after row.
+void add_positives(const Problem& p) {
+  if (!p.sums) return;
+  for (int64_t i = 0; i < p.images * p.pixels; ++i) {
+    int64_t label = p.labels[i];
+    if (!has_label(p, label)) continue;
+    double weight = p.weight ? p.weight[i] : 1.;
+    if (p.element_weight)
+      weight *= p.element_weight[(i / p.pixels * p.columns + label) *
+                                     p.pixels +
+                                 i % p.pixels];
+    // With a weight per element, `own` is weighted already.
+    double factor = p.element_weight ? (p.weight ? p.weight[i] : 1.) : weight;
+    p.positive[label] += factor * fabsf(p.own[i]);
+    p.counts[label] += weight > 0;
+  }
+}
+
 template <class Row>
 void over_rows(const Problem& p, Row row) {
 #pragma omp parallel for num_threads(p.threads) schedule(static)
@@ -327,7 +375,7 @@ void softmax_forward_matrix(const Problem& p) {
   auto normalise = [&](int64_t i) {
     const T* z = logits + i * p.stride;
     int64_t label = p.labels[i];
-    p.rows[i] = p.top[i] = p.lse[i] = 0;
+    p.rows[i] = p.top[i] = p.lse[i] = p.own[i] = 0;
     p.total[i] = 1;
     if (!has_label(p, label)) return;
     if (F == SEESAW) {
@@ -342,6 +390,7 @@ void softmax_forward_matrix(const Problem& p) {
         p.top + i, p.total + i);
     p.rows[i] = (p.top[i] - x(load(z[label]), first[label])) +
                 logf(p.total[i]);
+    p.own[i] = -expm1f(-p.rows[i]);
   };
   bool wide = p.columns > WIDE;
   if (wide || !p.sums) over_rows(p, normalise);
@@ -471,6 +520,7 @@ void softmax_forward_maps(const Problem& p) {
                        x(load(z[label * p.pixels + b]), p.first[label], b) +
                        logf(total[b])
                  : 0.f;
+      p.own[at + b] = -expm1f(-p.rows[at + b]);
       float weight = p.weight ? p.weight[at + b] : 1.f;
       factor[b] = counts && weight != 0 ? weight / total[b] : 0.f;
     }
@@ -544,6 +594,31 @@ struct Parameters {
     return p.spared >= 0 && label == p.spared ? spared : usual;
   }
 };
+
+// Adds the positive side to the losses of rows.
+template <int F, class T>
+void add_own(const Problem& p) {
+  int64_t rows = p.images * p.pixels;
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t i = 0; i < rows; ++i) {
+    int64_t label = p.labels[i];
+    p.own[i] = 0;
+    if (!has_label(p, label)) continue;
+    int64_t image = i / p.pixels, pixel = i % p.pixels;
+    int64_t at = label * p.pixels + pixel;
+    float z = load(static_cast<const T*>(p.logits)[image * p.stride + at]);
+    float first = p.first[label], third = p.third[label];
+    Negative side = F == FOCAL && p.quality
+                        ? at_quality(z, first, third, p.quality[i])
+                        : positive<F>(z, first, third);
+    float factor =
+        p.element_weight
+            ? p.element_weight[image * p.columns * p.pixels + at]
+            : 1.f;
+    p.rows[i] += factor * side.loss;
+    p.own[i] = factor * side.slope;
+  }
+}
 
 template <int F, class T>
 void sigmoid_forward_matrix(const Problem& p) {
@@ -622,6 +697,7 @@ void sigmoid_backward_matrix(const Problem& p) {
         store(g + j, upstream *
                          negative<F>(load(z[j]), first[j], second[j]).slope);
     }
+    if (has_label(p, p.labels[i])) store(g + p.labels[i], upstream * p.own[i]);
   });
 }
 
@@ -700,25 +776,30 @@ void sigmoid_backward_maps(const Problem& p) {
       for (int64_t b = 0; b < size; ++b)
         store(to + b, upstream[b] == 0 ? 0.f : slope[b]);
     }
+    for (int64_t b = 0; b < size; ++b)
+      if (has_label(p, p.labels[at + b]) && upstream[b] != 0)
+        store(g + p.labels[at + b] * p.pixels + b,
+              upstream[b] * p.own[at + b]);
   });
 }
 
 // ------------------------------------------------------------------- dispatch
 template <int F, class T>
 void run(const Problem& p, bool forward) {
-  constexpr bool softmax = F == SHIFTED || F == SEESAW;
   bool matrix = p.pixels == 1;
-  if constexpr (softmax) {
-    if (forward)
-      matrix ? softmax_forward_matrix<F, T>(p) : softmax_forward_maps<F, T>(p);
-    else
-      matrix ? softmax_backward_matrix<F, T>(p) : softmax_backward_maps<F, T>(p);
+  if constexpr (F == SHIFTED || F == SEESAW) {
+    if (!forward)
+      return matrix ? softmax_backward_matrix<F, T>(p)
+                    : softmax_backward_maps<F, T>(p);
+    matrix ? softmax_forward_matrix<F, T>(p) : softmax_forward_maps<F, T>(p);
   } else {
-    if (forward)
-      matrix ? sigmoid_forward_matrix<F, T>(p) : sigmoid_forward_maps<F, T>(p);
-    else
-      matrix ? sigmoid_backward_matrix<F, T>(p) : sigmoid_backward_maps<F, T>(p);
+    if (!forward)
+      return matrix ? sigmoid_backward_matrix<F, T>(p)
+                    : sigmoid_backward_maps<F, T>(p);
+    matrix ? sigmoid_forward_matrix<F, T>(p) : sigmoid_forward_maps<F, T>(p);
+    add_own<F, T>(p);
   }
+  add_positives(p);
 }
 
 template <class T>

@@ -44,8 +44,9 @@ class _Problem(ctypes.Structure):
         *[
             (name, ctypes.c_void_p)
             for name in (
-                'logits gradient labels first second weight element_weight '
-                'upstream rows top total lse sums'
+                'logits gradient labels first second third quality weight '
+                'element_weight upstream rows top total lse own sums '
+                'positive counts'
             ).split()
         ],
         *[
@@ -222,8 +223,11 @@ def _run(forward: bool, work: Any, z: Tensor, **fields: Any) -> None:
 def _new_sums(work: Any, z: Tensor) -> dict[str, Tensor]:
     if not work.with_sums:
         return {}
-    work.negative_sums = z.new_zeros(z.size(1), dtype=torch.float64)
-    return dict(sums=work.negative_sums)
+    positive, negative, counts = z.new_zeros(
+        (3, z.size(1)), dtype=torch.float64
+    )
+    work.sums = positive, negative, counts
+    return dict(positive=positive, sums=negative, counts=counts)
 
 
 def _softmax_fields(work: Any) -> dict[str, Any]:
@@ -244,13 +248,16 @@ def _softmax_fields(work: Any) -> dict[str, Any]:
 
 def softmax_forward(work: Any, z: Tensor) -> Tensor:
     """Losses of rows; state for the backward pass, and sums, in ``work``."""
-    rows, *state = z.new_empty((4, *work.labels.shape), dtype=torch.float32)
+    rows, own, *state = z.new_empty(
+        (5, *work.labels.shape), dtype=torch.float32
+    )
     work.state = dict(zip(('top', 'total', 'lse'), state))
     _run(
         True,
         work,
         z,
         rows=rows,
+        own=own,
         **work.state,
         **_new_sums(work, z),
         **_softmax_fields(work),
@@ -273,39 +280,52 @@ def softmax_backward(
     )
 
 
-def _of_bce(work: Any) -> tuple[int, Tensor, Tensor]:
-    first = work.parameters[0]
-    if work.sides is SHIFTED_BCE:
-        return _BCE, first, torch.ones_like(first)
-    return _BCE, torch.zeros_like(first), work.parameters[1]
+def _of_shifted(shift: Tensor) -> tuple[int, list[Tensor]]:
+    one = torch.ones_like(shift)
+    return _BCE, [shift, one, one]
 
 
-def _of_focal(work: Any) -> tuple[int, Tensor, Tensor]:
-    return _FOCAL, work.parameters[0], work.parameters[2]
+def _of_weighted(
+    positive: Tensor, negative: Tensor
+) -> tuple[int, list[Tensor]]:
+    return _BCE, [torch.zeros_like(negative), negative, positive]
 
 
-# Parameters of the negative side in the form that native.cpp has of it.
+def _of_focal(
+    focusing: Tensor, positive: Tensor, negative: Tensor
+) -> tuple[int, list[Tensor]]:
+    return _FOCAL, [focusing, negative, positive]
+
+
+# Parameters of the sides in the form that native.cpp has of them.
 SIDES = {
-    SHIFTED_BCE: _of_bce,
-    WEIGHTED_BCE: _of_bce,
+    SHIFTED_BCE: _of_shifted,
+    WEIGHTED_BCE: _of_weighted,
     FOCAL: _of_focal,
     QUALITY_FOCAL: _of_focal,
 }
 
 
 def _sigmoid_fields(work: Any, z: Tensor) -> dict[str, Any]:
-    formula, first, second = SIDES[work.sides](work)
+    formula, columns = SIDES[work.sides](*work.parameters)
+    fields: dict[str, Any] = {
+        name: column.to(torch.float32).contiguous()
+        for name, column in zip(('first', 'second', 'third'), columns)
+    }
+    if work.at_label:
+        (quality,) = work.at_label
+        fields['quality'] = quality.to(torch.float32).contiguous()
     return dict(
+        fields,
         formula=formula,
-        first=first.to(torch.float32).contiguous(),
-        second=second.to(torch.float32).contiguous(),
+        own=work.own,
         spared=z.size(1) if work.spares else -1,
     )
 
 
 def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
     """Losses of rows without the label's own; sums in ``work``."""
-    rows = z.new_zeros(work.labels.shape, dtype=torch.float32)
+    rows, work.own = z.new_zeros((2, *work.labels.shape), dtype=torch.float32)
     _run(
         True,
         work,

@@ -24,10 +24,8 @@ from ..functional.two_sided import (
     AtLabel,
     Sides,
     find_label,
-    positive_sums,
     two_sided_loss,
     two_sided_sums,
-    upcast,
 )
 from . import eager, native
 from .switch import path_for
@@ -144,11 +142,7 @@ def softmax_rows(
                 log_p, labels, batch.weight, ignore_index
             )
     work = _SoftmaxWork(path, batch, twin, sums, adjust)
-    rows = _Rows.apply(batch.logits, work)
-    if not sums:
-        return rows, None
-    own = -(-rows.detach().view(work.labels.shape)).expm1()
-    return rows, work.all_sums(own.unsqueeze(1), work.weight)
+    return _Rows.apply(batch.logits, work), work.sums
 
 
 def sigmoid_rows(
@@ -222,10 +216,7 @@ def sigmoid_rows(
     work = _SigmoidWork(
         path, batch, twin, sums, sides, parameters, at_label, spare_background
     )
-    rows = _Rows.apply(batch.logits, work)
-    if not sums:
-        return rows, None
-    return rows, work.all_sums(work.own_slope.abs(), work.own_weight)
+    return _Rows.apply(batch.logits, work), work.sums
 
 
 class _Rows(torch.autograd.Function):
@@ -250,7 +241,6 @@ class _Rows(torch.autograd.Function):
 class _Work:
     """One call: its inputs as (N, K) or (N, K, S), and what they come to."""
 
-    negative_sums: Tensor
     columns: int
 
     def __init__(
@@ -261,6 +251,7 @@ class _Work:
         self.ignore_index = batch.ignore_index
         self.overwrite = batch.overwrite
         self.with_sums = with_sums
+        self.sums: Sums = None
         # Not the batch, which would keep the logits alive beside autograd.
         self.num_dims = batch.logits.dim()
         self.shape = batch.labels.shape
@@ -332,14 +323,6 @@ class _Work:
         """Write the gradient, perhaps over the logits."""
         raise NotImplementedError
 
-    def all_sums(self, own: Tensor, weight: Tensor | None) -> Sums:
-        """Those of negatives with those of positives, given by row."""
-        if weight is not None and weight.dim() < own.dim():
-            weight = weight.unsqueeze(1)
-        negative = self.negative_sums
-        gradient, count = positive_sums(own, self.at, weight, negative.numel())
-        return gradient, negative, count
-
 
 class _SoftmaxWork(_Work):
     def __init__(
@@ -362,8 +345,6 @@ class _SoftmaxWork(_Work):
 
 
 class _SigmoidWork(_Work):
-    own_slope: Tensor
-
     def __init__(
         self,
         path: str,
@@ -380,41 +361,10 @@ class _SigmoidWork(_Work):
         self.parameters = parameters
         self.at_label = [self.rows(value) for value in at_label]
         self.spares = spares
-        self.own_weight = self.weight
+        self.own: Tensor | None = None
 
     def compute(self, z: Tensor) -> Tensor:
-        rows = self.engine.sigmoid_forward(self, z)
-        at = self.at
-        parts = self._parts(z)
-        own = self.sides.positive(*parts)
-        if self.with_sums:
-            self.own_slope = self.sides.positive_slope(*parts)
-        if self.element_weight is not None:
-            self.own_weight = self.element_weight.gather(1, at.column)
-            own = own * self.own_weight
-        return rows + own.masked_fill_(~at.positive, 0).squeeze(1)
-
-    def _parts(self, z: Tensor) -> list[Tensor]:
-        """What the positive side is a function of, (N, 1, ...) each."""
-        own = upcast(z.gather(1, self.at.column))
-        return [
-            own,
-            *[p.to(own.dtype)[self.at.column] for p in self.parameters],
-            *[value.unsqueeze(1).to(own.dtype) for value in self.at_label],
-        ]
+        return self.engine.sigmoid_forward(self, z)
 
     def differentiate(self, z: Tensor, upstream: Tensor, out: Tensor) -> None:
-        at = self.at
-        # With sums it is known, and the logits may be about to be lost.
-        own = (
-            self.own_slope
-            if self.with_sums
-            else self.sides.positive_slope(*self._parts(z))
-        )
-        own = own * upstream.unsqueeze(1)
-        if self.element_weight is not None:
-            own = own * self.element_weight.gather(1, at.column)
         self.engine.sigmoid_backward(self, z, upstream, out)
-        kept = out.gather(1, at.column)
-        own = torch.where(at.positive, own.to(out.dtype), kept)
-        out.scatter_(1, at.column, own)
