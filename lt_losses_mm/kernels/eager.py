@@ -71,6 +71,11 @@ def _at(work: Any, rows: Any) -> Any:
     return type(at)(*[field[index] for field in at])
 
 
+def new_like(z: Tensor) -> Tensor:
+    """Room for the gradient."""
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
 def _new_sums(z: Tensor) -> Tensor:
     return wide(z.new_zeros(z.size(1), dtype=upcast(z[:0]).dtype))
 
@@ -98,9 +103,10 @@ def softmax_forward(work: Any, z: Tensor) -> Tensor:
 
 
 def softmax_backward(
-    work: Any, z: Tensor, upstream: Tensor, out: Tensor
-) -> None:
-    """Write the gradient to ``out``, which may be the logits."""
+    work: Any, z: Tensor, upstream: Tensor, out: Tensor | None
+) -> Tensor:
+    """Gradient, in ``out`` if given, which may be the logits."""
+    out = new_like(z) if out is None else out
     for part, rows in _parts(z):
         at = _at(work, rows)
         logits = work.adjust(z[part], work.labels[rows], work.ignore_index)
@@ -110,6 +116,7 @@ def softmax_backward(
         _zero_rows(p, factor == 0)
         p.scatter_add_(1, at.column, -factor.to(p.dtype))
         out[part] = p
+    return out
 
 
 def _columns(work: Any, logits: Tensor, rows: Any) -> list[Tensor]:
@@ -124,7 +131,7 @@ def _columns(work: Any, logits: Tensor, rows: Any) -> list[Tensor]:
 
 
 def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
-    """Losses of rows without the label's own; sums in ``work``."""
+    """Losses of rows; state for the backward pass, and sums, in ``work``."""
     losses, sums = _new_rows(work, z), _new_sums(z)
     for part, rows in _parts(z):
         at, logits = _at(work, rows), upcast(z[part])
@@ -181,9 +188,10 @@ def _add_positives(
 
 
 def sigmoid_backward(
-    work: Any, z: Tensor, upstream: Tensor, out: Tensor
-) -> None:
-    """Write the gradient of negatives to ``out``, in all columns."""
+    work: Any, z: Tensor, upstream: Tensor, out: Tensor | None
+) -> Tensor:
+    """Gradient, in ``out`` if given, which may be the logits."""
+    out = new_like(z) if out is None else out
     for part, rows in _parts(z):
         at, logits = _at(work, rows), upcast(z[part])
         columns = _columns(work, logits, rows)
@@ -202,3 +210,4 @@ def sigmoid_backward(
     out.scatter_(
         1, at.column, torch.where(at.positive, own, out.gather(1, at.column))
     )
+    return out

@@ -57,6 +57,7 @@ struct Problem {
   int64_t ignore, spared;           // labels of rows left out, of rows that
                                     // are not shifted or weighted
   int64_t formula, type, threads;
+  int64_t kept;  // backward: whether the gradient holds the slopes already
   float p, q, log_eps;  // Seesaw
 };
 
@@ -194,6 +195,55 @@ inline Negative at_quality(float z, float gamma, float weight, float q) {
   return {weight * power * bce,
           weight * (gamma * powf(size, gamma - 1.f) * sign * s.p * rest * bce +
                     power * gap)};
+}
+
+// ------------------------------------------------------------------- vectors
+// Compilers make better code of loops of a fixed length than of any other.
+constexpr int64_t LANES = 32;
+
+template <class F>
+inline void each(int64_t size, F f) {
+  int64_t j = 0;
+  for (; j + LANES <= size; j += LANES)
+#pragma omp simd
+    for (int64_t l = 0; l < LANES; ++l) f(j + l);
+#pragma omp simd
+  for (int64_t l = j; l < size; ++l) f(l);
+}
+
+template <class F>
+inline float sum_of(int64_t size, F f) {
+  float lane[LANES] = {};
+  int64_t j = 0;
+  for (; j + LANES <= size; j += LANES)
+#pragma omp simd
+    for (int64_t l = 0; l < LANES; ++l) lane[l] += f(j + l);
+#pragma omp simd
+  for (int64_t l = 0; l < size - j; ++l) lane[l] += f(j + l);
+  float sum = 0;
+  for (float v : lane) sum += v;
+  return sum;
+}
+
+// NaN may get lost: who wants the maximum also sums, and finds it there.
+template <class F>
+inline float largest_of(int64_t size, F f, float start) {
+  float lane[LANES];
+  std::fill(lane, lane + LANES, start);
+  int64_t j = 0;
+  for (; j + LANES <= size; j += LANES)
+#pragma omp simd
+    for (int64_t l = 0; l < LANES; ++l) {
+      float v = f(j + l);
+      lane[l] = lane[l] > v ? lane[l] : v;
+    }
+#pragma omp simd
+  for (int64_t l = 0; l < size - j; ++l) {
+    float v = f(j + l);
+    lane[l] = lane[l] > v ? lane[l] : v;
+  }
+  for (float v : lane) start = start > v ? start : v;
+  return start;
 }
 
 // ------------------------------------------------------------------ partition
@@ -345,24 +395,19 @@ template <class T, class X>
 void reduce_row(const T* z, int64_t columns, X x, float* top, float* total) {
   float m = -INFINITY, sum = 0;
   for (int64_t begin = 0; begin < columns; begin += TILE) {
-    int64_t end = std::min(begin + TILE, columns);
-    float largest = m;
-#pragma omp simd reduction(max : largest)
-    for (int64_t j = begin; j < end; ++j) {
-      float v = x(load(z[j]), j);
-      largest = largest > v ? largest : v;
-    }
+    int64_t size = std::min(TILE, columns - begin);
+    const T* tile = z + begin;
+    float largest = largest_of(
+        size, [&](int64_t j) { return x(load(tile[j]), begin + j); }, m);
     if (largest > m) {
       sum *= fast_exp(m - largest);
       m = largest;
     }
     // All -inf: nothing to subtract.
     float base = m == -INFINITY ? 0.f : m;
-    float part = 0;
-#pragma omp simd reduction(+ : part)
-    for (int64_t j = begin; j < end; ++j)
-      part += fast_exp(x(load(z[j]), j) - base);
-    sum += part;
+    sum += sum_of(size, [&](int64_t j) {
+      return fast_exp(x(load(tile[j]), begin + j) - base);
+    });
   }
   *top = m;
   *total = sum;
@@ -409,9 +454,10 @@ void softmax_forward_matrix(const Problem& p) {
       float top = p.top[i], factor = weight / p.total[i];
       bool inside = begin <= label && label < end;
       float kept = inside ? sums[label - begin] : 0;
-#pragma omp simd
-      for (int64_t j = begin; j < end; ++j)
-        sums[j - begin] += factor * fast_exp(x(load(z[j]), first[j]) - top);
+      each(end - begin, [&](int64_t j) {
+        float v = x(load(z[begin + j]), first[begin + j]);
+        sums[j] += factor * fast_exp(v - top);
+      });
       if (inside) sums[label - begin] = kept;
     }
   });
@@ -432,9 +478,9 @@ void softmax_backward_matrix(const Problem& p) {
     float top = p.top[i], factor = upstream / p.total[i];
     float own = factor * fast_exp(x(load(z[label]), p.first[label]) - top);
     const float* first = p.first;
-#pragma omp simd
-    for (int64_t j = 0; j < p.columns; ++j)
+    each(p.columns, [&](int64_t j) {
       store(g + j, factor * fast_exp(x(load(z[j]), first[j]) - top));
+    });
     store(g + label, own - upstream);
   });
 }
@@ -473,19 +519,17 @@ void reduce_maps(const Problem& p, const T* z, int64_t size, X x, float* top,
   std::fill(total, total + size, 0.f);
   for (int64_t c = 0; c < p.columns; ++c) {
     const T* row = z + c * p.pixels;
-#pragma omp simd
-    for (int64_t b = 0; b < size; ++b) {
+    each(size, [&](int64_t b) {
       float v = x(load(row[b]), c, b);
       top[b] = top[b] > v ? top[b] : v;
-    }
+    });
   }
   for (int64_t c = 0; c < p.columns; ++c) {
     const T* row = z + c * p.pixels;
-#pragma omp simd
-    for (int64_t b = 0; b < size; ++b) {
+    each(size, [&](int64_t b) {
       float base = top[b] == -INFINITY ? 0.f : top[b];
       total[b] += fast_exp(x(load(row[b]), c, b) - base);
-    }
+    });
   }
 }
 
@@ -527,14 +571,13 @@ void softmax_forward_maps(const Problem& p) {
     if (!p.sums) return;
     for (int64_t c = 0; c < p.columns; ++c) {
       const T* row = z + c * p.pixels;
-      float first = p.first[c], part = 0;
-#pragma omp simd reduction(+ : part)
-      for (int64_t b = 0; b < size; ++b) {
+      float first = p.first[c];
+      int32_t column = int32_t(c);
+      sums[c] += sum_of(size, [&](int64_t b) {
         float share =
             factor[b] * fast_exp(x(load(row[b]), first, b) - top[b]);
-        part += own[b] == int32_t(c) || factor[b] == 0 ? 0.f : share;
-      }
-      sums[c] += part;
+        return own[b] == column || factor[b] == 0 ? 0.f : share;
+      });
     }
   });
 }
@@ -561,12 +604,11 @@ void softmax_backward_maps(const Problem& p) {
       const T* row = z + c * p.pixels;
       T* to = g + c * p.pixels;
       float first = p.first[c];
-#pragma omp simd
-      for (int64_t b = 0; b < size; ++b) {
+      each(size, [&](int64_t b) {
         float share =
             factor[b] * fast_exp(x(load(row[b]), first, b) - top[b]);
         store(to + b, factor[b] == 0 ? 0.f : share);
-      }
+      });
     }
     for (int64_t b = 0; b < size; ++b)
       if (factor[b] != 0)
@@ -641,32 +683,32 @@ void sigmoid_forward_matrix(const Problem& p) {
                              : nullptr;
         // Only map here: a row's sum and a column's want the label left out.
         if (p.sums) {
-#pragma omp simd
-          for (int64_t j = 0; j < width; ++j) {
+          each(width, [&](int64_t j) {
             Negative side = negative<F>(load(z[j]), first[j], second[j]);
             loss[j] = side.loss;
             slope[j] = side.slope;
-          }
+          });
         } else {
-#pragma omp simd
-          for (int64_t j = 0; j < width; ++j)
+          each(width, [&](int64_t j) {
             loss[j] = negative<F>(load(z[j]), first[j], second[j]).loss;
+          });
         }
         if (factor)
           for (int64_t j = 0; j < width; ++j) {
             loss[j] *= factor[j];
             slope[j] *= factor[j];
           }
+        if (p.gradient) {
+          float* kept =
+              static_cast<float*>(p.gradient) + i * p.gradient_stride + tile;
+          each(width, [&](int64_t j) { kept[j] = slope[j]; });
+        }
         if (tile <= label && label < tile + width)
           loss[label - tile] = slope[label - tile] = 0;
-        float part = 0;
-#pragma omp simd reduction(+ : part)
-        for (int64_t j = 0; j < width; ++j) part += loss[j];
-        losses[i - row] += part;
+        losses[i - row] += sum_of(width, [&](int64_t j) { return loss[j]; });
         if (!p.sums || weight == 0) continue;
         float* to = sums + (tile - begin);
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j) to[j] += weight * slope[j];
+        each(width, [&](int64_t j) { to[j] += weight * slope[j]; });
       }
     }
   });
@@ -685,17 +727,20 @@ void sigmoid_backward_matrix(const Problem& p) {
     }
     const Columns& of = parameters.of(p, p.labels[i]);
     const float *first = of.first, *second = of.second;
-    if (p.element_weight) {
+    if (p.kept) {
+      each(p.columns,
+           [&](int64_t j) { store(g + j, upstream * load(g[j])); });
+    } else if (p.element_weight) {
       const float* factor = p.element_weight + i * p.columns;
-#pragma omp simd
-      for (int64_t j = 0; j < p.columns; ++j)
-        store(g + j, upstream * factor[j] *
-                         negative<F>(load(z[j]), first[j], second[j]).slope);
+      each(p.columns, [&](int64_t j) {
+        Negative side = negative<F>(load(z[j]), first[j], second[j]);
+        store(g + j, upstream * factor[j] * side.slope);
+      });
     } else {
-#pragma omp simd
-      for (int64_t j = 0; j < p.columns; ++j)
-        store(g + j, upstream *
-                         negative<F>(load(z[j]), first[j], second[j]).slope);
+      each(p.columns, [&](int64_t j) {
+        Negative side = negative<F>(load(z[j]), first[j], second[j]);
+        store(g + j, upstream * side.slope);
+      });
     }
     if (has_label(p, p.labels[i])) store(g + p.labels[i], upstream * p.own[i]);
   });
@@ -722,27 +767,25 @@ void sigmoid_forward_maps(const Problem& p) {
       float first = p.first[c], second = p.second[c];
       // As for a matrix: map, leave the label out, reduce.
       float loss[PIXELS], slope[PIXELS];
-#pragma omp simd
-      for (int64_t b = 0; b < size; ++b) {
+      each(size, [&](int64_t b) {
         Negative side = negative<F>(load(row[b]), first, second);
         loss[b] = side.loss;
         slope[b] = side.slope;
-      }
+      });
       if (factor)
         for (int64_t b = 0; b < size; ++b) {
           loss[b] *= factor[b];
           slope[b] *= factor[b];
         }
       int32_t column = int32_t(c);
-      float part = 0;
-#pragma omp simd reduction(+ : part)
-      for (int64_t b = 0; b < size; ++b) {
-        bool left_out = own[b] == column;
-        losses[b] += left_out ? 0.f : loss[b];
-        float share = weight[b] * slope[b];
-        part += left_out || weight[b] == 0.f ? 0.f : share;
-      }
-      if (p.sums) sums[c] += part;
+      each(size, [&](int64_t b) {
+        losses[b] += own[b] == column ? 0.f : loss[b];
+      });
+      if (p.sums)
+        sums[c] += sum_of(size, [&](int64_t b) {
+          float share = weight[b] * slope[b];
+          return own[b] == column || weight[b] == 0.f ? 0.f : share;
+        });
     }
     for (int64_t b = 0; b < size; ++b)
       p.rows[at + b] = p.labels[at + b] == p.ignore ? 0.f : losses[b];
@@ -767,14 +810,15 @@ void sigmoid_backward_maps(const Problem& p) {
                                  (n * p.columns + c) * p.pixels + pixel
                            : nullptr;
       float first = p.first[c], second = p.second[c], slope[PIXELS];
-#pragma omp simd
-      for (int64_t b = 0; b < size; ++b)
-        slope[b] = upstream[b] * negative<F>(load(row[b]), first, second).slope;
+      each(size, [&](int64_t b) {
+        Negative side = negative<F>(load(row[b]), first, second);
+        slope[b] = upstream[b] * side.slope;
+      });
       if (factor)
         for (int64_t b = 0; b < size; ++b) slope[b] *= factor[b];
-#pragma omp simd
-      for (int64_t b = 0; b < size; ++b)
+      each(size, [&](int64_t b) {
         store(to + b, upstream[b] == 0 ? 0.f : slope[b]);
+      });
     }
     for (int64_t b = 0; b < size; ++b)
       if (has_label(p, p.labels[at + b]) && upstream[b] != 0)

@@ -19,19 +19,20 @@ import tempfile
 import time
 from logging import INFO, WARNING
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
 from ..functional.equalization import FOCAL, QUALITY_FOCAL
-from ..functional.two_sided import SHIFTED_BCE, WEIGHTED_BCE
+from ..functional.two_sided import SHIFTED_BCE, WEIGHTED_BCE, Sides
+from .eager import new_like
 
 _SOURCE = Path(__file__).with_name('native.cpp')
 _FLAGS = (
-    '-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math '
-    '-ffp-contract=fast -shared -fPIC'
+    '-std=c++17 -O3 -funroll-loops -march=native -fno-math-errno '
+    '-fno-trapping-math -ffp-contract=fast -fPIC'
 ).split()
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _SHIFTED, _SEESAW, _BCE, _FOCAL = range(4)
@@ -53,7 +54,7 @@ class _Problem(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 'images columns pixels stride gradient_stride ignore spared '
-                'formula type threads'
+                'formula type threads kept'
             ).split()
         ],
         ('p', ctypes.c_float),
@@ -266,9 +267,10 @@ def softmax_forward(work: Any, z: Tensor) -> Tensor:
 
 
 def softmax_backward(
-    work: Any, z: Tensor, upstream: Tensor, out: Tensor
-) -> None:
-    """Write the gradient to ``out``, which may be the logits."""
+    work: Any, z: Tensor, upstream: Tensor, out: Tensor | None
+) -> Tensor:
+    """Gradient, in ``out`` if given, which may be the logits."""
+    out = new_like(z) if out is None else out
     _run(
         False,
         work,
@@ -278,6 +280,7 @@ def softmax_backward(
         **work.state,
         **_softmax_fields(work),
     )
+    return out
 
 
 def _of_shifted(shift: Tensor) -> tuple[int, list[Tensor]]:
@@ -298,7 +301,7 @@ def _of_focal(
 
 
 # Parameters of the sides in the form that native.cpp has of them.
-SIDES = {
+SIDES: dict[Sides, Callable[..., tuple[int, list[Tensor]]]] = {
     SHIFTED_BCE: _of_shifted,
     WEIGHTED_BCE: _of_weighted,
     FOCAL: _of_focal,
@@ -323,14 +326,33 @@ def _sigmoid_fields(work: Any, z: Tensor) -> dict[str, Any]:
     )
 
 
+# Bytes up to which the slopes, computed for the sums anyway, are kept for the
+# backward pass: as long as they stay in a cache, to read them is cheaper than
+# to compute them once more. Not in half precision: upstream gradients are
+# scaled so that products with them do not underflow, slopes might.
+_KEEP = 16 << 20
+
+
 def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
-    """Losses of rows without the label's own; sums in ``work``."""
+    """Losses of rows; state for the backward pass, and sums, in ``work``."""
     rows, work.own = z.new_zeros((2, *work.labels.shape), dtype=torch.float32)
+    kept: dict[str, Tensor] = {}
+    if (
+        work.with_sums
+        and work.needs_gradient
+        and not work.overwrite
+        and z.dim() == 2
+        and z.dtype == torch.float32
+        and z.numel() * z.element_size() <= _KEEP
+    ):
+        work.slopes = new_like(z)
+        kept['gradient'] = work.slopes
     _run(
         True,
         work,
         z,
         rows=rows,
+        **kept,
         **_new_sums(work, z),
         **_sigmoid_fields(work, z),
     )
@@ -338,14 +360,22 @@ def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
 
 
 def sigmoid_backward(
-    work: Any, z: Tensor, upstream: Tensor, out: Tensor
-) -> None:
-    """Write the gradient of negatives to ``out``, in all columns."""
+    work: Any, z: Tensor, upstream: Tensor, out: Tensor | None
+) -> Tensor:
+    """Gradient, in ``out`` if given, which may be the logits."""
+    # A second backward pass through the same graph finds none.
+    kept, work.slopes = work.slopes, None
+    if kept is not None:
+        out = kept
+    elif out is None:
+        out = new_like(z)
     _run(
         False,
         work,
         z,
         gradient=out,
         upstream=upstream,
+        kept=int(kept is not None),
         **_sigmoid_fields(work, z),
     )
+    return out

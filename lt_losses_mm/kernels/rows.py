@@ -224,6 +224,7 @@ class _Rows(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, work: Any) -> Tensor:
         ctx.save_for_backward(logits)
         ctx.work = work
+        work.needs_gradient = ctx.needs_input_grad[0]
         return work.forward(logits)
 
     @staticmethod
@@ -242,6 +243,7 @@ class _Work:
     """One call: its inputs as (N, K) or (N, K, S), and what they come to."""
 
     columns: int
+    needs_gradient: bool
 
     def __init__(
         self, path: str, batch: Batch, twin: Any, with_sums: bool
@@ -301,15 +303,12 @@ class _Work:
 
     def backward(self, logits: Tensor, upstream: Tensor) -> Tensor:
         z = self._ordered(logits)
+        out = None
         if self.overwrite and not logits.is_leaf:
-            gradient = z
+            out = z
             # Whoever else saved the logits for backward must get an error.
             logits.detach()[:0].zero_()
-        else:
-            gradient = torch.empty_like(
-                z, memory_format=torch.contiguous_format
-            )
-        self.differentiate(z, self.rows(upstream).contiguous(), gradient)
+        gradient = self.differentiate(z, self.rows(upstream).contiguous(), out)
         if self.last:
             n, k, h, w = logits.shape
             return gradient.view(n, h, w, k).permute(0, 3, 1, 2)
@@ -319,8 +318,10 @@ class _Work:
         """Losses of rows; sums, if wanted."""
         raise NotImplementedError
 
-    def differentiate(self, z: Tensor, upstream: Tensor, out: Tensor) -> None:
-        """Write the gradient, perhaps over the logits."""
+    def differentiate(
+        self, z: Tensor, upstream: Tensor, out: Tensor | None
+    ) -> Tensor:
+        """The gradient; in ``out``, if given, which may be the logits."""
         raise NotImplementedError
 
 
@@ -340,8 +341,10 @@ class _SoftmaxWork(_Work):
     def compute(self, z: Tensor) -> Tensor:
         return self.engine.softmax_forward(self, z)
 
-    def differentiate(self, z: Tensor, upstream: Tensor, out: Tensor) -> None:
-        self.engine.softmax_backward(self, z, upstream, out)
+    def differentiate(
+        self, z: Tensor, upstream: Tensor, out: Tensor | None
+    ) -> Tensor:
+        return self.engine.softmax_backward(self, z, upstream, out)
 
 
 class _SigmoidWork(_Work):
@@ -362,9 +365,12 @@ class _SigmoidWork(_Work):
         self.at_label = [self.rows(value) for value in at_label]
         self.spares = spares
         self.own: Tensor | None = None
+        self.slopes: Tensor | None = None
 
     def compute(self, z: Tensor) -> Tensor:
         return self.engine.sigmoid_forward(self, z)
 
-    def differentiate(self, z: Tensor, upstream: Tensor, out: Tensor) -> None:
-        self.engine.sigmoid_backward(self, z, upstream, out)
+    def differentiate(
+        self, z: Tensor, upstream: Tensor, out: Tensor | None
+    ) -> Tensor:
+        return self.engine.sigmoid_backward(self, z, upstream, out)

@@ -525,3 +525,17 @@ def test_a_batch_is_freed_with_its_graph():
     losses.sum().backward()
     del logits
     assert watch() is None
+
+
+@pytest.mark.parametrize('formula', SOFTMAX + SIGMOID)
+@pytest.mark.parametrize('fast', FAST)
+def test_backward_twice(fast, formula):
+    logits, labels = make(SIZES['matrix'])
+    z = logits.requires_grad_()
+    with use_path(fast):
+        losses, _ = formula(Batch(z, labels, 255), parameters(K))
+        first, second = (
+            torch.autograd.grad(losses.sum(), z, retain_graph=True)[0]
+            for _ in range(2)
+        )
+    torch.testing.assert_close(first, second)
