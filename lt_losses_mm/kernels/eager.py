@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..functional.two_sided import per_column, positive_sums, upcast, wide
 
-# Logits of a part. On CPU it and its temporaries stay in the second-level
-# cache, and it is as small as PyTorch still gives to two threads;
-# accelerators want fewer, larger kernels.
-_ON_CPU = 1 << 16
+# Logits of a part. On CPU it and its temporaries are some megabytes, few for
+# the caches and enough for the calls of operators not to count; accelerators
+# want fewer, larger kernels.
+_ON_CPU = 1 << 18
 _ON_ACCELERATORS = 1 << 25
 
 
@@ -76,6 +76,19 @@ def new_like(z: Tensor) -> Tensor:
     return torch.empty_like(z, memory_format=torch.contiguous_format)
 
 
+def _room_to_keep(work: Any, z: Tensor, wanted: bool = True) -> Tensor | None:
+    """Room for what backward can make the gradient of, in the same place.
+
+    Not in half precision: upstream gradients are scaled so that products with
+    them do not underflow, other values might. Nor in double, where runs of
+    the same graph shall agree to the last bit.
+    """
+    wanted = wanted and work.needs_gradient and not work.overwrite
+    if z.dtype != torch.float32 or not wanted:
+        return None
+    return new_like(z)
+
+
 def _new_sums(z: Tensor) -> Tensor:
     return wide(z.new_zeros(z.size(1), dtype=upcast(z[:0]).dtype))
 
@@ -87,15 +100,21 @@ def _new_rows(work: Any, z: Tensor) -> Tensor:
 def softmax_forward(work: Any, z: Tensor) -> Tensor:
     """Losses of rows; state for the backward pass, and sums, in ``work``."""
     losses, sums = _new_rows(work, z), _new_sums(z)
+    work.kept = kept = _room_to_keep(work, z)
     for part, rows in _parts(z):
         labels, at = work.labels[rows], _at(work, rows)
         logits = work.adjust(z[part], labels, work.ignore_index)
-        log_p = logits.log_softmax(1)
+        if kept is not None and z.dim() == 2:
+            log_p = torch.log_softmax(logits, 1, out=kept[part])
+        else:
+            log_p = logits.log_softmax(1)
+            if kept is not None:
+                kept[part] = log_p
         own = -log_p.gather(1, at.column).masked_fill_(~at.positive, 0)
         losses[rows] = own.squeeze(1)
         if work.with_sums:
             weight = None if work.weight is None else work.weight[rows]
-            sums += _column_sums(log_p.exp_(), weight, at)
+            sums += _column_sums(log_p.exp(), weight, at)
     if work.with_sums:
         own = -(-losses).expm1()
         _add_positives(work, own.unsqueeze(1), work.weight, sums)
@@ -106,16 +125,23 @@ def softmax_backward(
     work: Any, z: Tensor, upstream: Tensor, out: Tensor | None
 ) -> Tensor:
     """Gradient, in ``out`` if given, which may be the logits."""
-    out = new_like(z) if out is None else out
+    # A second backward pass through the same graph finds nothing kept.
+    kept, work.kept = work.kept, None
+    if out is None:
+        out = new_like(z) if kept is None else kept
     for part, rows in _parts(z):
         at = _at(work, rows)
-        logits = work.adjust(z[part], work.labels[rows], work.ignore_index)
+        if kept is None:
+            labels = work.labels[rows]
+            p = work.adjust(z[part], labels, work.ignore_index).softmax(1)
+        else:
+            p = kept[part].exp_()
         factor = upstream[rows].unsqueeze(1).masked_fill(~at.positive, 0)
-        p = logits.softmax(1).mul_(factor)
-        del logits
+        p.mul_(factor)
         _zero_rows(p, factor == 0)
         p.scatter_add_(1, at.column, -factor.to(p.dtype))
-        out[part] = p
+        if kept is None:
+            out[part] = p
     return out
 
 
@@ -133,6 +159,7 @@ def _columns(work: Any, logits: Tensor, rows: Any) -> list[Tensor]:
 def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
     """Losses of rows; state for the backward pass, and sums, in ``work``."""
     losses, sums = _new_rows(work, z), _new_sums(z)
+    work.kept = kept = _room_to_keep(work, z, work.with_sums)
     for part, rows in _parts(z):
         at, logits = _at(work, rows), upcast(z[part])
         columns = _columns(work, logits, rows)
@@ -150,6 +177,8 @@ def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
                 slope = work.sides.negative_slope(logits, *columns)
             if work.element_weight is not None:
                 slope.mul_(work.element_weight[part])
+            if kept is not None:
+                kept[part] = slope
             weight = None if work.weight is None else work.weight[rows]
             sums += _column_sums(slope, weight, at)
     at, own_weight = work.at, work.weight
@@ -191,23 +220,34 @@ def sigmoid_backward(
     work: Any, z: Tensor, upstream: Tensor, out: Tensor | None
 ) -> Tensor:
     """Gradient, in ``out`` if given, which may be the logits."""
-    out = new_like(z) if out is None else out
+    kept, work.kept = work.kept, None
+    if out is None:
+        out = new_like(z) if kept is None else kept
     for part, rows in _parts(z):
-        at, logits = _at(work, rows), upcast(z[part])
-        columns = _columns(work, logits, rows)
-        if work.sides.negative_both is not None:
-            slope = work.sides.negative_both(logits, *columns)[1]
+        at = _at(work, rows)
+        if kept is None:
+            slope = _negative_slope(work, upcast(z[part]), part, rows)
         else:
-            slope = work.sides.negative_slope(logits, *columns)
-        if work.element_weight is not None:
-            slope.mul_(work.element_weight[part])
+            slope = kept[part]
         factor = upstream[rows].unsqueeze(1).masked_fill(at.ignored, 0)
         slope.mul_(factor)
         _zero_rows(slope, factor == 0)
-        out[part] = slope
+        if kept is None:
+            out[part] = slope
     at = work.at
     own = (work.own * upstream.unsqueeze(1)).to(out.dtype)
     out.scatter_(
         1, at.column, torch.where(at.positive, own, out.gather(1, at.column))
     )
     return out
+
+
+def _negative_slope(work: Any, logits: Tensor, part: Any, rows: Any) -> Tensor:
+    columns = _columns(work, logits, rows)
+    if work.sides.negative_both is not None:
+        slope = work.sides.negative_both(logits, *columns)[1]
+    else:
+        slope = work.sides.negative_slope(logits, *columns)
+    if work.element_weight is not None:
+        slope.mul_(work.element_weight[part])
+    return slope

@@ -345,8 +345,8 @@ def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
         and z.dtype == torch.float32
         and z.numel() * z.element_size() <= _KEEP
     ):
-        work.slopes = new_like(z)
-        kept['gradient'] = work.slopes
+        work.kept = new_like(z)
+        kept['gradient'] = work.kept
     _run(
         True,
         work,
@@ -364,7 +364,7 @@ def sigmoid_backward(
 ) -> Tensor:
     """Gradient, in ``out`` if given, which may be the logits."""
     # A second backward pass through the same graph finds none.
-    kept, work.slopes = work.slopes, None
+    kept, work.kept = work.kept, None
     if kept is not None:
         out = kept
     elif out is None:

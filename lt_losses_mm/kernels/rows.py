@@ -1,10 +1,11 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 r"""Loss per row, sums per column, and gradient, without an (N, C) temporary.
 
-The gradients of all losses here have closed forms in the logits. So nothing
-of the logits' size is kept between forward and backward: the latter reads the
-logits again and writes the gradient into the one buffer it allocates, or over
-the logits. Double backward differentiates the functional form.
+The gradients of all losses here have closed forms in the logits. So one
+tensor of the logits' size is allocated, that of the gradient. Backward reads
+the logits again, or turns what forward left in that tensor into the gradient,
+whichever is cheaper, or writes the gradient over the logits. Double backward
+differentiates the functional form.
 """
 
 from __future__ import annotations
@@ -254,6 +255,8 @@ class _Work:
         self.overwrite = batch.overwrite
         self.with_sums = with_sums
         self.sums: Sums = None
+        # Of the logits' size, for backward to make the gradient of.
+        self.kept: Tensor | None = None
         # Not the batch, which would keep the logits alive beside autograd.
         self.num_dims = batch.logits.dim()
         self.shape = batch.labels.shape
@@ -365,7 +368,6 @@ class _SigmoidWork(_Work):
         self.at_label = [self.rows(value) for value in at_label]
         self.spares = spares
         self.own: Tensor | None = None
-        self.slopes: Tensor | None = None
 
     def compute(self, z: Tensor) -> Tensor:
         return self.engine.sigmoid_forward(self, z)

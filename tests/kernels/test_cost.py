@@ -19,7 +19,7 @@ from lt_losses_mm.losses import (
     SoftmaxEqualizationLoss,
 )
 
-ROWS, COLUMNS = 256, 2048
+ROWS, COLUMNS = 1024, 2048
 COUNTS = range(1, COLUMNS + 1)
 # Operators of a forward and a backward call; the native path.
 CASES = [
