@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from accuracy import TASKS
-from ledger import ROOT, commit, versions
+from ledger import ROOT, append, commit, cpu, versions
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
-from speed import append, cpu
 from tqdm import tqdm
 
 from lt_losses_mm import commit_statistics

@@ -9,11 +9,10 @@ Nothing is measured here. Of rows that say the same the last one counts.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
-from ledger import ROOT
+from ledger import ROOT, read_ledger
 from speed import FOCAL, REPLACES, SHAPES, SIGMOID, SOFTMAX
 
 CE, BCE = 'cross_entropy', 'binary_cross_entropy_with_logits'
@@ -41,18 +40,17 @@ class Ledger:
     """Rows by what they say."""
 
     def __init__(self, path: Path) -> None:
-        with path.open(newline='') as file:
-            self.rows = {
-                (
-                    row['what'],
-                    row['peer'],
-                    row['shape'],
-                    row['path'],
-                    row['unit'],
-                ): row
-                for row in csv.DictReader(file)
-                if row['dtype'] in ('float32', '')
-            }
+        self.rows = {
+            (
+                row['what'],
+                row['peer'],
+                row['shape'],
+                row['path'],
+                row['unit'],
+            ): row
+            for row in read_ledger(path)
+            if row['dtype'] in ('float32', '')
+        }
 
     def value(self, what, shape, path='', peer='', unit='ratio', key='p50'):
         row = self.rows.get((what, peer, shape, path, unit))
@@ -202,15 +200,14 @@ def iteration_table(ledger: Ledger) -> str:
 def startup_table(ledger: Ledger) -> str:
     rows = [
         [
-            row['what'],
+            row['what'] + (f' after {row["peer"]}' if row['peer'] else ''),
             row['shape'],
-            row['path'],
             f'{float(row["p50"]):.3g} {row["unit"]}',
         ]
         for row in ledger.rows.values()
         if row['command'].startswith('python benchmarks/startup.py')
     ]
-    return table(['what', 'of', '', 'median'], rows)
+    return table(['what', 'of', 'median'], rows)
 
 
 def points(ledger: Ledger, kind: str, what: str, path: str, memory=False):

@@ -16,10 +16,8 @@ A shape that is in the ledger for this commit is not measured again.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -30,29 +28,9 @@ from typing import Callable, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ledger import ROOT, commit, versions
+from ledger import ROOT, append, commit, cpu, read_ledger, versions
 from torch import Tensor, nn
 from tqdm import tqdm
-
-COLUMNS = (
-    'what',
-    'peer',
-    'shape',
-    'dtype',
-    'path',
-    'p20',
-    'p50',
-    'p80',
-    'unit',
-    'peak_memory',
-    'memory_unit',
-    'runs',
-    'versions',
-    'cpu',
-    'threads',
-    'commit',
-    'command',
-)
 
 
 class Shape(NamedTuple):
@@ -363,6 +341,9 @@ def interleave(
     """Seconds of each call in each round."""
     seconds: dict[Call, list[float]] = {call: [] for call in calls}
     order = random.Random(0)
+    # PyTorch's log1p was seen to be 17 times slower in a process that had not
+    # called pow yet. This is in favour of its binary cross-entropy.
+    torch.rand(1 << 20).pow(torch.rand(1 << 20))
     for call in calls:  # compiles, allocates, warms up
         call.step(logits)
     for _ in range(runs):
@@ -396,7 +377,6 @@ def measure_memory(name: str, dtype: torch.dtype) -> None:
     Runs in a process whose allocator returns large blocks at once.
     """
     work = Work(SHAPES[name], dtype)
-    size = sum(z.numel() * z.element_size() for z in work.logits)
     largest = max(z.numel() * z.element_size() for z in work.logits)
     scaling = '-' in name
     small = Work(Shape('', (8, *SHAPES[name].size[1:2])), dtype)
@@ -428,7 +408,6 @@ def measure_memory(name: str, dtype: torch.dtype) -> None:
         peak = peak_of(lambda call=call: call.step(work.logits))
         # Levels are calls of their own: the largest is what counts.
         print(f'{call.name}\t{call.path}\t{peak / largest:.3f}', flush=True)
-    del size
 
 
 def memory(name: str, dtype: str) -> dict[tuple[str, str], float]:
@@ -445,16 +424,6 @@ def memory(name: str, dtype: str) -> dict[tuple[str, str], float]:
         call, path, peak = line.split('\t')
         found[call, path] = float(peak)
     return found
-
-
-def cpu() -> str:
-    """Name of the processor, and how many of its cores there are."""
-    info = Path('/proc/cpuinfo')
-    names = [platform.processor()]
-    if info.exists():
-        lines = info.read_text().splitlines()
-        names = [x.split(':')[1] for x in lines if x.startswith('model name')]
-    return f'{names[0].strip()}, {os.cpu_count()} cores'
 
 
 def measure(name: str, dtype: str, runs: int | None, ledger: Path) -> None:
@@ -525,16 +494,6 @@ def measure(name: str, dtype: str, runs: int | None, ledger: Path) -> None:
     append(rows, ledger)
 
 
-def append(rows: list[dict], ledger: Path) -> None:
-    new = not ledger.exists()
-    ledger.parent.mkdir(parents=True, exist_ok=True)
-    with ledger.open('a', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -560,14 +519,11 @@ def main() -> None:
     if args.memory_of:
         measure_memory(args.memory_of, getattr(torch, args.dtype))
         return
-    done = set()
-    if args.ledger.exists():
-        with args.ledger.open(newline='') as file:
-            done = {
-                (row['shape'], row['dtype'])
-                for row in csv.DictReader(file)
-                if row['commit'] == commit()
-            }
+    done = {
+        (row['shape'], row['dtype'])
+        for row in read_ledger(args.ledger)
+        if row['commit'] == commit()
+    }
     for name in args.shapes:
         if (SHAPES[name].title, args.dtype) in done:
             print(f'{SHAPES[name].title}: in the ledger')
