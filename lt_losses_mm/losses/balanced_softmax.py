@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..functional import shifted_softmax_cross_entropy
 from ..kernels import Batch, Seesaw, Shifted, Sums, softmax_rows
+from ..kernels.switch import is_compiling
 from ..priors.shift import softmax_shift
 from ..registry import MODELS
 from .base import LongTailLoss
@@ -118,6 +119,7 @@ class BalancedSoftmaxLoss(ClassesAndObjectness):
     def __init__(self, *args: Any, tau: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tau = self._check_number('tau', tau, low=0)
+        self._known_shift: Any = (None, None, None)
 
     @property
     def prior_counts(self) -> Tensor:
@@ -125,5 +127,19 @@ class BalancedSoftmaxLoss(ClassesAndObjectness):
         return self.class_counts
 
     def adjustment(self, columns: int) -> Shifted:
-        shift = softmax_shift(self.prior_counts, columns, self.background)
-        return Shifted(self.tau * shift)
+        counts = self.prior_counts
+        if is_compiling() or counts is not self.class_counts:
+            return self._shifted(counts, columns)
+        # Ten operators on (C,), as much as the kernel takes for a RoI head:
+        # done once, and again where the buffer was replaced or loaded into.
+        key = counts._version, columns, self.tau, self.background
+        known, known_key, shifted = self._known_shift
+        if known is not counts or known_key != key:
+            shifted = self._shifted(counts, columns)
+            self._known_shift = counts, key, shifted
+        return shifted
+
+    def _shifted(self, counts: Tensor, columns: int) -> Shifted:
+        return Shifted(
+            self.tau * softmax_shift(counts, columns, self.background)
+        )

@@ -507,6 +507,9 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             self.use_sigmoid or columns > num_classes
         )
         largest = num_classes if with_background else num_classes - 1
+        low, high = labels.aminmax()
+        if low >= 0 and high <= largest:
+            return
         wrong = (labels != ignore_index) & ((labels < 0) | (labels > largest))
         if wrong.any():
             raise ValueError(
