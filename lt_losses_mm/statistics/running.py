@@ -147,8 +147,8 @@ class RunningStatistics(nn.Module):
 
         Forward passes that do not train are the caller's to leave out.
         """
-        rows = [sums[name] for name in self.statistic_names]
-        self._pending += torch.stack(rows).to(self._pending.dtype)
+        for pending, name in zip(self._pending, self.statistic_names):
+            pending += sums[name].to(pending.dtype)
         self._observed = True
 
     def commit(self, sums: Tensor | None = None) -> None:
