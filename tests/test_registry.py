@@ -16,13 +16,13 @@ import lt_losses_mm.registry as ours
 
 HOSTS = ('mmdet', 'mmpretrain', 'mmseg')
 PRESENT = tuple(h for h in HOSTS if importlib.util.find_spec(h))
-ROOMS = ('MODELS', 'HOOKS', 'METRICS', 'DATASETS')
+ROOMS = ('MODELS', 'HOOKS', 'METRICS', 'DATASETS', 'OPTIM_WRAPPERS')
 
 PROGRAM = r'''
 import importlib, json, os, sys, warnings
 warnings.simplefilter('ignore')
 HOSTS = ('mmdet', 'mmpretrain', 'mmseg')
-ROOMS = ('MODELS', 'HOOKS', 'METRICS', 'DATASETS')
+ROOMS = ('MODELS', 'HOOKS', 'METRICS', 'DATASETS', 'OPTIM_WRAPPERS')
 
 
 class Missing:
