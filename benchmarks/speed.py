@@ -160,6 +160,8 @@ def of_ours(
             class_counts=np.geomspace(1e4, 1, num_classes).round().tolist(),
         )
     loss = cls(num_classes=num_classes, **arguments)
+    if arguments.get('background') == 'objectness':
+        loss.get_cls_channels(num_classes)  # as a RoI head
 
     def step(logits: list[Tensor]) -> None:
         with use_path(path):
@@ -168,18 +170,7 @@ def of_ours(
             if hasattr(loss, 'commit'):
                 loss.commit()
 
-    def overwriting(logits: list[Tensor]) -> None:
-        loss.overwrite_logits = True
-        with use_path(path):
-            for z, y in zip(logits, labels):
-                # A view of a leaf: what a layer's output is.
-                total = loss(z.view(z.shape), y)
-                total.backward()
-                z.grad = None
-            if hasattr(loss, 'commit'):
-                loss.commit()
-
-    return overwriting if arguments.get('overwrite_logits') else step
+    return step
 
 
 class Work:
@@ -253,7 +244,21 @@ class Work:
                 calls.append(
                     Call(f'mmdet {name}', '', '', of_function(loss, labels))
                 )
+                ours, suffix = REPLACES[f'mmdet {name}'].split(', ')
+                step = of_ours(
+                    ours,
+                    dict(background=suffix),
+                    'native',
+                    self.num_classes - extra,
+                    labels,
+                )
+                calls.append(Call(f'{ours}, {suffix}', 'native', '', step))
         if self.num_classes <= 10_000:
+            calls += [
+                call
+                for call in self.ours(FOCAL, '', ('native',))
+                if call.name in REPLACES.values()
+            ]
             loss = ReferenceFocal(self.num_classes)
             calls.append(
                 Call(
@@ -307,13 +312,7 @@ class Work:
         ]
         peers = self.peers()
         if peers:
-            chosen = ('SigmoidEqualizationLoss', 'SeesawSoftmaxLoss')
-            chosen += ('EqualizedFocalLoss',)
-            ours = self.ours(SOFTMAX, '', ('native',))
-            ours += self.ours({**SIGMOID, **FOCAL}, '', ('native',))
-            groups.append(
-                [*peers, *[call for call in ours if call.name in chosen]]
-            )
+            groups.append(peers)
         return groups
 
     def copy(self) -> Call:
@@ -328,8 +327,8 @@ class Work:
 
 # Which of ours replaces which of theirs.
 REPLACES = {
-    'mmdet EQLV2Loss': 'SigmoidEqualizationLoss',
-    'mmdet SeesawLoss': 'SeesawSoftmaxLoss',
+    'mmdet EQLV2Loss': 'SigmoidEqualizationLoss, objectness',
+    'mmdet SeesawLoss': 'SeesawSoftmaxLoss, objectness',
     'EFL by its formulas': 'EqualizedFocalLoss',
 }
 
@@ -405,7 +404,10 @@ def measure_memory(name: str, dtype: torch.dtype) -> None:
         call.step(small.logits)
     del small
     for call in all_calls(work):
-        peak = peak_of(lambda call=call: call.step(work.logits))
+        logits = work.logits
+        if 'overwriting' in call.name:
+            logits = [z * 1 for z in logits]  # leaves are never overwritten
+        peak = peak_of(lambda c=call, given=logits: c.step(given))
         # Levels are calls of their own: the largest is what counts.
         print(f'{call.name}\t{call.path}\t{peak / largest:.3f}', flush=True)
 
@@ -471,7 +473,7 @@ def measure(name: str, dtype: str, runs: int | None, ledger: Path) -> None:
             by_name = {call.name: call for call in group}
             comparing = any(call.name in REPLACES for call in group)
             for call, values in seconds.items():
-                if not comparing or call.name in REPLACES:
+                if not comparing or call.name not in FOCAL:
                     add(call, '', values * 1e3, 'ms')
                 if call.peer:
                     peer = seconds[by_name[call.peer]]
@@ -522,7 +524,7 @@ def main() -> None:
     done = {
         (row['shape'], row['dtype'])
         for row in read_ledger(args.ledger)
-        if row['commit'] == commit()
+        if row['commit'] == commit() and 'dirty' not in row['commit']
     }
     for name in args.shapes:
         if (SHAPES[name].title, args.dtype) in done:

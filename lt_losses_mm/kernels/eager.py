@@ -151,7 +151,7 @@ def _columns(work: Any, logits: Tensor, rows: Any) -> list[Tensor]:
         return columns
     background = (work.labels[rows] == logits.size(1)).unsqueeze(1)
     return [
-        torch.where(background, column.new_tensor(neutral), column)
+        torch.where(background, neutral, column)
         for neutral, column in zip(work.sides.neutral, columns)
     ]
 

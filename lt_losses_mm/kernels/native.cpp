@@ -24,7 +24,6 @@
 #include <omp.h>
 #else
 static int omp_get_thread_num() { return 0; }
-static int omp_get_num_threads() { return 1; }
 #endif
 
 namespace {
@@ -355,7 +354,8 @@ void add_positives(const Problem& p) {
                                  i % p.pixels];
     // With a weight per element, `own` is weighted already.
     double factor = p.element_weight ? (p.weight ? p.weight[i] : 1.) : weight;
-    p.positive[label] += factor * fabsf(p.own[i]);
+    double size = factor * fabsf(p.own[i]);
+    p.positive[label] += p.element_weight && weight * factor < 0 ? -size : size;
     p.counts[label] += weight > 0;
   }
 }
@@ -693,11 +693,9 @@ void sigmoid_forward_matrix(const Problem& p) {
             loss[j] = negative<F>(load(z[j]), first[j], second[j]).loss;
           });
         }
-        if (factor)
-          for (int64_t j = 0; j < width; ++j) {
-            loss[j] *= factor[j];
-            slope[j] *= factor[j];
-          }
+        if (factor) each(width, [&](int64_t j) { loss[j] *= factor[j]; });
+        if (factor && p.sums)
+          each(width, [&](int64_t j) { slope[j] *= factor[j]; });
         if (p.gradient) {
           float* kept =
               static_cast<float*>(p.gradient) + i * p.gradient_stride + tile;
@@ -752,9 +750,10 @@ void sigmoid_forward_maps(const Problem& p) {
     const T* z = static_cast<const T*>(p.logits) + n * p.stride + pixel;
     int64_t at = n * p.pixels + pixel;
     float losses[PIXELS] = {}, weight[PIXELS];
-    int32_t own[PIXELS];
+    int32_t own[PIXELS], spared[PIXELS];
     for (int64_t b = 0; b < size; ++b) {
       int64_t label = p.labels[at + b];
+      spared[b] = p.spared >= 0 && label == p.spared;
       own[b] = int32_t(has_label(p, label) ? label : -1);
       weight[b] = label == p.ignore ? 0 : p.weight ? p.weight[at + b] : 1.f;
     }
@@ -768,7 +767,8 @@ void sigmoid_forward_maps(const Problem& p) {
       // As for a matrix: map, leave the label out, reduce.
       float loss[PIXELS], slope[PIXELS];
       each(size, [&](int64_t b) {
-        Negative side = negative<F>(load(row[b]), first, second);
+        Negative side = negative<F>(load(row[b]), spared[b] ? 0.f : first,
+                                    spared[b] ? 1.f : second);
         loss[b] = side.loss;
         slope[b] = side.slope;
       });
@@ -799,9 +799,12 @@ void sigmoid_backward_maps(const Problem& p) {
     T* g = static_cast<T*>(p.gradient) + n * p.gradient_stride + pixel;
     int64_t at = n * p.pixels + pixel;
     float upstream[PIXELS];
-    for (int64_t b = 0; b < size; ++b)
-      upstream[b] =
-          p.labels[at + b] == p.ignore ? 0.f : p.upstream[at + b];
+    int32_t spared[PIXELS];
+    for (int64_t b = 0; b < size; ++b) {
+      int64_t label = p.labels[at + b];
+      upstream[b] = label == p.ignore ? 0.f : p.upstream[at + b];
+      spared[b] = p.spared >= 0 && label == p.spared;
+    }
     for (int64_t c = 0; c < p.columns; ++c) {
       const T* row = z + c * p.pixels;
       T* to = g + c * p.pixels;
@@ -811,7 +814,8 @@ void sigmoid_backward_maps(const Problem& p) {
                            : nullptr;
       float first = p.first[c], second = p.second[c], slope[PIXELS];
       each(size, [&](int64_t b) {
-        Negative side = negative<F>(load(row[b]), first, second);
+        Negative side = negative<F>(load(row[b]), spared[b] ? 0.f : first,
+                                    spared[b] ? 1.f : second);
         slope[b] = upstream[b] * side.slope;
       });
       if (factor)
@@ -857,8 +861,9 @@ void run(const Problem& p, bool forward) {
 }
 
 // A fresh gradient of 200 MB costs 50,000 page faults, more time than its
-// arithmetic; in pages of 2 MB it costs a hundred. Where the system has none,
-// or the memory is not fresh, the request has no effect.
+// arithmetic; in pages of 2 MB it costs a hundred. Where the system has none
+// the request has no effect. It stays with the range: who gets that memory
+// next has large pages, too.
 void ask_for_huge_pages(const Problem& p) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const uintptr_t page = uintptr_t(1) << 21;

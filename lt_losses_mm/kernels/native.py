@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -23,7 +24,7 @@ from typing import Any, Callable
 
 import torch
 from mmengine.logging import print_log
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functional.equalization import FOCAL, QUALITY_FOCAL
 from ..functional.two_sided import SHIFTED_BCE, WEIGHTED_BCE, Sides
@@ -65,17 +66,30 @@ class _Problem(ctypes.Structure):
 
 # ------------------------------------------------------------------- library
 def cache_folder() -> Path:
-    """Where compiled code is kept: ``$XDG_CACHE_HOME/lt_losses_mm``."""
-    root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(root) / 'lt_losses_mm'
+    """Where compiled code is kept: ``$XDG_CACHE_HOME/lt_losses_mm``.
+
+    A folder of the system's temporary ones where that cannot be written.
+    """
+    try:
+        root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+        folder = Path(root) / 'lt_losses_mm'
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):  # read-only; no home
+        pass
+    user = getattr(os, 'getuid', lambda: 0)()
+    folder = Path(tempfile.gettempdir()) / f'lt_losses_mm-{user}'
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
-def _compiler() -> str | None:
-    named = os.environ.get('CXX')
-    for name in [named] if named else ['g++', 'clang++']:
-        found = shutil.which(name)
-        if found:
-            return found
+def _compiler() -> list[str] | None:
+    """The command of a C++ compiler."""
+    named = shlex.split(os.environ.get('CXX', ''))
+    for command in (named, ['g++'], ['clang++']):
+        if command and shutil.which(command[0]):
+            return command
     return None
 
 
@@ -83,46 +97,33 @@ def _cpu() -> str:
     """What ``-march=native`` depends on."""
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.exists() else []
-    flags = [x for x in lines if x.startswith(('flags', 'Features', 'model'))]
-    return (
-        platform.machine() + platform.processor() + ''.join(sorted(set(flags)))
-    )
+    flags = {x for x in lines if x.startswith(('flags', 'Features', 'model'))}
+    return ''.join([platform.machine(), platform.processor(), *sorted(flags)])
 
 
-def _openmp() -> list[str]:
-    """Flags that share PyTorch's own pool of threads, where it has one."""
+def _openmp(version: str) -> list[str]:
+    """What to link for threads.
+
+    GCC's code can share PyTorch's own pool of threads, where it has one.
+    """
     library = Path(torch.__file__).parent / 'lib'
     bundled = sorted(library.glob('libgomp*.so*'))
     bundled += sorted(library.parent.with_name('torch.libs').glob('libgomp*'))
-    return [str(bundled[0])] if bundled else []
+    if bundled and 'clang' not in version:
+        return [str(bundled[0])]
+    return ['-fopenmp']
 
 
-def _build(compiler: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _build(compiler: list[str], openmp: list[str], target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        # Linking names PyTorch's OpenMP, which -fopenmp would not find.
         compiled, linked = (
             Path(folder) / 'native.o',
             Path(folder) / 'native.so',
         )
+        threads = ['-fopenmp'] if openmp else []
         for command in (
-            [
-                compiler,
-                *_FLAGS,
-                '-fopenmp',
-                '-c',
-                str(_SOURCE),
-                '-o',
-                compiled,
-            ],
-            [
-                compiler,
-                '-shared',
-                compiled,
-                *(_openmp() or ['-fopenmp']),
-                '-o',
-                linked,
-            ],
+            [*compiler, *_FLAGS, *threads, '-c', _SOURCE, '-o', compiled],
+            [*compiler, '-shared', compiled, *openmp, '-o', linked],
         ):
             subprocess.run(
                 [str(part) for part in command],
@@ -130,7 +131,37 @@ def _build(compiler: str, target: Path) -> None:
                 capture_output=True,
                 text=True,
             )
+        ctypes.CDLL(str(linked))  # complains of what is missing in it
         linked.replace(target)
+
+
+def _compiled() -> Path:
+    """Path of the library, which is built if there is none."""
+    compiler = _compiler()
+    if compiler is None:
+        raise OSError('no C++ compiler (CXX, g++, clang++) found')
+    version = subprocess.run(
+        [*compiler, '--version'], capture_output=True, text=True
+    ).stdout
+    openmp = _openmp(version)
+    parts = [_SOURCE.read_text(), version, _cpu(), *_FLAGS, *openmp]
+    key = hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
+    target = cache_folder() / f'native-{key}.so'
+    if target.exists():
+        return target
+    started = time.perf_counter()
+    try:
+        _build(compiler, openmp, target)
+    except (OSError, subprocess.CalledProcessError):
+        # Apple's clang has no OpenMP.
+        _build(compiler, [], target)
+    print_log(
+        f'lt_losses_mm: compiled {_SOURCE.name} in '
+        f'{time.perf_counter() - started:.0f} s, kept as {target}',
+        'current',
+        INFO,
+    )
+    return target
 
 
 @functools.lru_cache(maxsize=None)
@@ -139,50 +170,34 @@ def library() -> Any:
 
     Compiled once for a machine: processes that start together may each do it.
     """
-    compiler = _compiler()
-    if compiler is None:
+    target = None
+    try:
+        target = _compiled()
+        loaded = ctypes.CDLL(str(target))
+    except (OSError, subprocess.CalledProcessError) as error:
+        if target is not None:
+            target.unlink()  # damaged: the next process builds it anew
+        said = (getattr(error, 'stderr', None) or str(error)).strip()
         print_log(
-            'lt_losses_mm: no C++ compiler (CXX, g++, clang++) found: losses '
-            'on CPU take the slower path of PyTorch operators',
+            f'lt_losses_mm: {_SOURCE.name} cannot be used: losses on CPU '
+            'take the slower path of PyTorch operators '
+            f'({said.splitlines()[0] if said else type(error).__name__})',
             'current',
             WARNING,
         )
         return None
-    version = subprocess.run(
-        [compiler, '--version'], capture_output=True, text=True
-    ).stdout
-    parts = [_SOURCE.read_text(), version, _cpu(), *_FLAGS, *_openmp()]
-    key = hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
-    target = cache_folder() / f'native-{key}.so'
-    if not target.exists():
-        started = time.perf_counter()
-        try:
-            _build(compiler, target)
-        except (subprocess.CalledProcessError, OSError) as error:
-            reason = getattr(error, 'stderr', None) or str(error)
-            print_log(
-                f'lt_losses_mm: {compiler} could not compile {_SOURCE.name}: '
-                'losses on CPU take the slower path of PyTorch operators '
-                f'({reason.strip().splitlines()[0]})',
-                'current',
-                WARNING,
-            )
-            return None
-        print_log(
-            f'lt_losses_mm: compiled {_SOURCE.name} in '
-            f'{time.perf_counter() - started:.0f} s, kept as {target}',
-            'current',
-            INFO,
-        )
-    loaded = ctypes.CDLL(str(target))
     loaded.lt_losses_run.restype = None
     return loaded
 
 
 def can_run(logits: Tensor) -> bool:
-    """Whether there is code for the device and type of logits."""
+    """Whether there is code for the device and type of logits.
+
+    Subclasses (fake, distributed) may have no memory to read.
+    """
     return (
-        logits.device.type == 'cpu'
+        type(logits) in (Tensor, nn.Parameter)
+        and logits.device.type == 'cpu'
         and logits.dtype in _TYPES
         and library() is not None
     )

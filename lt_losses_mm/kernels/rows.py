@@ -180,7 +180,7 @@ def sigmoid_rows(
         background = without_object(labels, parameters[0].numel())
         shape = (1, -1) + (1,) * (num_dims - 2)
         return [
-            torch.where(background, p.new_tensor(neutral), p.view(shape))
+            torch.where(background, neutral, p.view(shape))
             for neutral, p in zip(sides.neutral, parameters)
         ]
 
@@ -197,7 +197,7 @@ def sigmoid_rows(
             loss = loss * element_weight.to(loss.dtype)
         return loss.sum(1)
 
-    path = path_for(batch.logits, batch.labels)
+    path = path_for(batch.logits, batch.labels, element_weight, *at_label)
     if path == 'native' and sides not in native.SIDES:
         path = 'eager'
     if path == 'functional':
@@ -226,7 +226,9 @@ class _Rows(torch.autograd.Function):
         ctx.save_for_backward(logits)
         ctx.work = work
         work.needs_gradient = ctx.needs_input_grad[0]
-        return work.forward(logits)
+        # Sums of columns are a matrix product, which autocast would round.
+        with torch.autocast(logits.device.type, enabled=False):
+            return work.forward(logits)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
@@ -237,7 +239,16 @@ class _Rows(torch.autograd.Function):
                 rows, logits, upstream, create_graph=True
             )
             return gradient, None
-        return ctx.work.backward(logits, upstream), None
+        with torch.autocast(logits.device.type, enabled=False):
+            return ctx.work.backward(logits, upstream), None
+
+
+def _may_be_overwritten(logits: Tensor, z: Tensor) -> bool:
+    """Neither a leaf nor a view of one, and no element twice."""
+    base = logits._base
+    leaf = logits.is_leaf or (base is not None and base.is_leaf)
+    apart = z.size(0) == 1 or z.stride(0) >= z[0].numel()
+    return apart and not leaf
 
 
 class _Work:
@@ -266,15 +277,34 @@ class _Work:
             batch.logits.is_contiguous(memory_format=torch.channels_last)
             and not batch.logits.is_contiguous()
         )
-        self.labels = self.rows(batch.labels)
+        # Kernels read addresses: what is there has to be what they expect.
+        self.labels = self.rows(batch.labels.long())
+        if self.labels.numel() * batch.logits.size(1) != batch.logits.numel():
+            raise ValueError(
+                f'labels of shape {tuple(batch.labels.shape)} do not fit '
+                f'logits of shape {tuple(batch.logits.shape)}'
+            )
         self.weight = self.element_weight = None
         if batch.row_weight is not None:
             self.weight = self.rows(batch.row_weight)
         if batch.element_weight is not None:
             self.element_weight = self.matrix(batch.element_weight)
 
+    def _of_columns(self, parameters: Sequence[Tensor], columns: int) -> None:
+        for values in parameters:
+            if values.shape != (columns,):
+                raise ValueError(
+                    f'parameter of shape {tuple(values.shape)}, expected '
+                    f'({columns},), one value a logit column'
+                )
+
     def rows(self, values: Tensor) -> Tensor:
         """(N, d1, ...) as (R,) or (N, S)."""
+        if values.shape != self.shape:
+            raise ValueError(
+                f'values per row of shape {tuple(values.shape)}, expected '
+                f'that of the labels, {tuple(self.shape)}'
+            )
         if self.num_dims == 2:
             return values
         return values.flatten() if self.last else values.flatten(1)
@@ -307,7 +337,7 @@ class _Work:
     def backward(self, logits: Tensor, upstream: Tensor) -> Tensor:
         z = self._ordered(logits)
         out = None
-        if self.overwrite and not logits.is_leaf:
+        if self.overwrite and _may_be_overwritten(logits, z):
             out = z
             # Whoever else saved the logits for backward must get an error.
             logits.detach()[:0].zero_()
@@ -338,6 +368,10 @@ class _SoftmaxWork(_Work):
         adjust: Shifted | Seesaw,
     ) -> None:
         super().__init__(path, batch, twin, with_sums)
+        self._of_columns(
+            [value for value in adjust if isinstance(value, Tensor)],
+            batch.logits.size(1),
+        )
         self.adjust = adjust
         self.state: dict[str, Tensor] = {}
 
@@ -363,6 +397,7 @@ class _SigmoidWork(_Work):
         spares: bool,
     ) -> None:
         super().__init__(path, batch, twin, with_sums)
+        self._of_columns(parameters, batch.logits.size(1))
         self.sides = sides
         self.parameters = parameters
         self.at_label = [self.rows(value) for value in at_label]

@@ -63,18 +63,19 @@ def is_compiling() -> bool:
     return torch._dynamo.is_compiling()
 
 
-def path_for(logits: Tensor, labels: Tensor) -> str:
+def path_for(logits: Tensor, labels: Tensor, *others: Tensor | None) -> str:
     """The path of a batch: the one place that chooses.
 
-    Soft labels and empty batches are left to the functional form, and so are
-    ``torch.compile``, which fuses it by itself, and transforms of
-    ``torch.func``.
+    Soft labels, empty batches, and other inputs that want a gradient are left
+    to the functional form, and so are ``torch.compile``, which fuses it by
+    itself, and transforms of ``torch.func``.
     """
     if (
         _path == 'functional'
         or is_compiling()
         or labels.is_floating_point()
         or not logits.numel()
+        or any(x is not None and x.requires_grad for x in others)
         or torch._C._functorch.maybe_current_level() is not None
     ):
         return 'functional'

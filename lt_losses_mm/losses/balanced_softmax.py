@@ -119,7 +119,7 @@ class BalancedSoftmaxLoss(ClassesAndObjectness):
     def __init__(self, *args: Any, tau: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tau = self._check_number('tau', tau, low=0)
-        self._known_shift: Any = (None, None, None)
+        self._known_shift: Any = (None, None, None)  # key, counts, shift
 
     @property
     def prior_counts(self) -> Tensor:
@@ -128,15 +128,15 @@ class BalancedSoftmaxLoss(ClassesAndObjectness):
 
     def adjustment(self, columns: int) -> Shifted:
         counts = self.prior_counts
-        if is_compiling() or counts is not self.class_counts:
+        if is_compiling() or counts.device.type != 'cpu':
             return self._shifted(counts, columns)
-        # Ten operators on (C,), as much as the kernel takes for a RoI head:
-        # done once, and again where the buffer was replaced or loaded into.
-        key = counts._version, columns, self.tau, self.background
-        known, known_key, shifted = self._known_shift
-        if known is not counts or known_key != key:
+        # Ten operators on (C,), as much as the kernel takes for a RoI head,
+        # and one to see that the last result still holds.
+        key = columns, self.tau, self.background
+        known_key, known, shifted = self._known_shift
+        if known_key != key or not torch.equal(known, counts):
             shifted = self._shifted(counts, columns)
-            self._known_shift = counts, key, shifted
+            self._known_shift = key, counts.clone(), shifted
         return shifted
 
     def _shifted(self, counts: Tensor, columns: int) -> Shifted:

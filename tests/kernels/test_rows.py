@@ -252,8 +252,10 @@ def test_weights(fast, formula):
 @pytest.mark.parametrize('formula', [shifted_bce, weighted_bce])
 @pytest.mark.parametrize('fast', FAST)
 def test_spared_background(fast, formula):
-    for background in (False, True):
-        logits, labels = make(SIZES['matrix'], background=background)
+    for background, size in itertools.product(
+        (False, True), ('matrix', 'map of many pixels')
+    ):
+        logits, labels = make(SIZES[size], background=background)
         spare = dict(spare_background=True)
         expected = compute('functional', formula, logits, labels, **spare)
         agree(compute(fast, formula, logits, labels, **spare), expected)
@@ -539,3 +541,75 @@ def test_backward_twice(fast, formula):
             for _ in range(2)
         )
     torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize('fast', FAST)
+def test_views_of_leaves_and_expanded_logits_are_not_overwritten(fast):
+    leaf = torch.randn(2 * K, requires_grad=True)
+    before = leaf.detach().clone()
+    labels = torch.arange(2)
+    with use_path(fast):
+        batch = Batch(leaf.view(2, K), labels, overwrite=True)
+        shifted(batch, parameters(K), sums=False)[0].sum().backward()
+        assert torch.equal(leaf.detach(), before)
+        row = torch.randn(K, requires_grad=True)
+        found = []
+        for overwrite in (False, True):
+            logits = (row * 1).expand(4, K)
+            batch = Batch(logits, torch.arange(4), overwrite=overwrite)
+            losses, _ = shifted(batch, parameters(K), sums=False)
+            found.append(torch.autograd.grad(losses.sum(), row)[0])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize('fast', FAST)
+def test_shapes_that_do_not_fit(fast):
+    logits, labels = torch.randn(3, K), torch.tensor([0, 1, 2])
+    p = parameters(K)
+    short = parameters(K - 1)
+    with use_path(fast):
+        for formula in (shifted, seesaw, weighted_bce, focal):
+            with pytest.raises(ValueError, match='one value a logit column'):
+                formula(Batch(logits, labels), short)
+        with pytest.raises(ValueError, match='expected that of the labels'):
+            shifted(Batch(logits, labels, row_weight=torch.ones(1)), p)
+        with pytest.raises(ValueError, match='labels of shape'):
+            shifted(Batch(logits, labels[:2]), p)
+        expected = shifted(Batch(logits, labels), p)[0]
+        found = shifted(Batch(logits, labels.int()), p)[0]
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize('fast', FAST)
+def test_weights_that_want_a_gradient_get_one(fast):
+    logits, labels = torch.randn(3, K), torch.tensor([0, 1, 2])
+    weight = torch.rand(3, K, requires_grad=True)
+    with use_path(fast):
+        batch = Batch(logits, labels, element_weight=weight)
+        weighted_bce(batch, parameters(K), sums=False)[0].sum().backward()
+    assert weight.grad.any()
+
+
+@pytest.mark.parametrize('formula', SOFTMAX + SIGMOID)
+@pytest.mark.parametrize('fast', FAST)
+def test_autocast_does_not_round_sums(fast, formula):
+    logits, labels = make((300, K))
+    expected = compute(fast, formula, logits, labels)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        found = compute(fast, formula, logits, labels)
+    for a, b in zip(found[2], expected[2]):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('fast', FAST)
+def test_negative_element_weights(fast):
+    logits, labels = make(SIZES['matrix'])
+    weight = torch.randn(logits.shape)
+    agree(
+        compute(fast, weighted_bce, logits, labels, element_weight=weight),
+        compute(
+            'functional', weighted_bce, logits, labels, element_weight=weight
+        ),
+        rtol=2e-5,
+        atol=2e-6,
+    )
