@@ -505,10 +505,17 @@ struct Shifts {
       floor[b] = x.floor;
     }
   }
-  inline float operator()(float z, float first, int64_t b) const {
-    if (F == SHIFTED) return z + first;
-    return Shift<F>{p, q, log_count[b], lse[b], floor[b]}(z, first);
-  }
+  // By value, so that no store can be taken for a change of it.
+  struct View {
+    float p, q;
+    const float *log_count, *lse, *floor;
+
+    inline float operator()(float z, float first, int64_t b) const {
+      if (F == SHIFTED) return z + first;
+      return Shift<F>{p, q, log_count[b], lse[b], floor[b]}(z, first);
+    }
+  };
+  View view() const { return {p, q, log_count, lse, floor}; }
 };
 
 // Largest value of each pixel, and the sum of the exponentials.
@@ -519,16 +526,18 @@ void reduce_maps(const Problem& p, const T* z, int64_t size, X x, float* top,
   std::fill(total, total + size, 0.f);
   for (int64_t c = 0; c < p.columns; ++c) {
     const T* row = z + c * p.pixels;
-    each(size, [&](int64_t b) {
-      float v = x(load(row[b]), c, b);
+    float first = p.first[c];
+    each(size, [=](int64_t b) {
+      float v = x(load(row[b]), first, b);
       top[b] = top[b] > v ? top[b] : v;
     });
   }
   for (int64_t c = 0; c < p.columns; ++c) {
     const T* row = z + c * p.pixels;
-    each(size, [&](int64_t b) {
+    float first = p.first[c];
+    each(size, [=](int64_t b) {
       float base = top[b] == -INFINITY ? 0.f : top[b];
-      total[b] += fast_exp(x(load(row[b]), c, b) - base);
+      total[b] += fast_exp(x(load(row[b]), first, b) - base);
     });
   }
 }
@@ -541,16 +550,14 @@ void softmax_forward_maps(const Problem& p) {
     float top[PIXELS], total[PIXELS];
     std::fill(p.lse + at, p.lse + at + size, 0.f);
     if (F == SEESAW) {
-      auto plain = [](float v, int64_t, int64_t) { return v; };
+      auto plain = [](float v, float, int64_t) { return v; };
       reduce_maps(p, z, size, plain, top, total);
       for (int64_t b = 0; b < size; ++b)
         p.lse[at + b] = top[b] + logf(total[b]);
     }
-    Shifts<F, T> x(p, z, at, size);
-    reduce_maps(
-        p, z, size,
-        [&](float v, int64_t c, int64_t b) { return x(v, p.first[c], b); },
-        top, total);
+    Shifts<F, T> shifts(p, z, at, size);
+    auto x = shifts.view();
+    reduce_maps(p, z, size, x, top, total);
     float factor[PIXELS];
     int32_t own[PIXELS];
     for (int64_t b = 0; b < size; ++b) {
@@ -588,7 +595,8 @@ void softmax_backward_maps(const Problem& p) {
     const T* z = static_cast<const T*>(p.logits) + n * p.stride + pixel;
     T* g = static_cast<T*>(p.gradient) + n * p.gradient_stride + pixel;
     int64_t at = n * p.pixels + pixel;
-    Shifts<F, T> x(p, z, at, size);
+    Shifts<F, T> shifts(p, z, at, size);
+    auto x = shifts.view();
     float factor[PIXELS], own[PIXELS];
     for (int64_t b = 0; b < size; ++b) {
       int64_t label = p.labels[at + b];
