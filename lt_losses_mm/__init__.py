@@ -5,7 +5,16 @@ Importing the package registers its classes and connects it to MMEngine (see
 :mod:`lt_losses_mm.integration`). It imports torch and mmengine, never a host.
 """
 
-from . import datasets, hooks, integration, losses, metrics, statistics
+from . import (
+    datasets,
+    hooks,
+    integration,
+    losses,
+    metrics,
+    models,
+    optim,
+    statistics,
+)
 from .statistics import commit_statistics, reset_statistics
 from .version import __version__
 
@@ -19,6 +28,8 @@ __all__ = [
     'integration',
     'losses',
     'metrics',
+    'models',
+    'optim',
     'reset_statistics',
     'statistics',
 ]

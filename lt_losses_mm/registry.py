@@ -36,15 +36,26 @@ class _Registry(_root.Registry):
         return both if module is None else both(module)
 
 
-def _child(root: _root.Registry, room: str) -> _Registry:
+def _child(root: _root.Registry, *rooms: str) -> _Registry:
     return _Registry(
-        root.name, scope=SCOPE, parent=root, locations=[f'{SCOPE}.{room}']
+        root.name,
+        scope=SCOPE,
+        parent=root,
+        locations=[f'{SCOPE}.{room}' for room in rooms],
     )
 
 
-MODELS = _child(_root.MODELS, 'losses')
+MODELS = _child(_root.MODELS, 'losses', 'models')
 HOOKS = _child(_root.HOOKS, 'hooks')
 METRICS = _child(_root.METRICS, 'metrics')
 DATASETS = _child(_root.DATASETS, 'datasets')
+OPTIM_WRAPPERS = _child(_root.OPTIM_WRAPPERS, 'optim')
 
-__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'SCOPE']
+__all__ = [
+    'DATASETS',
+    'HOOKS',
+    'METRICS',
+    'MODELS',
+    'OPTIM_WRAPPERS',
+    'SCOPE',
+]

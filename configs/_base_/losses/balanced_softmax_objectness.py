@@ -1,0 +1,2 @@
+_base_ = './balanced_softmax.py'
+lt_loss = dict(background='objectness')

@@ -1,0 +1,3 @@
+# The published share of the annotated images, of the data as they are.
+_base_ = './equalization.py'
+lt_loss = dict(class_counts='lvis_v1', threshold=1.1e-3, num_images=99388)

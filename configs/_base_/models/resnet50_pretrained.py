@@ -1,0 +1,6 @@
+_base_ = './resnet50.py'
+model = dict(
+    backbone=dict(
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')
+    ),
+)

@@ -1,0 +1,4 @@
+_base_ = [
+    './resnet32_1xb128-200e-cross-entropy_cifar100-lt-if50.py',
+]
+model = dict(train_cfg=dict(augments=dict(type='Mixup', alpha=1.0)))

@@ -1,0 +1,7 @@
+_base_ = [
+    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+    '../../_base_/datasets/ade20k_parts.py',
+    '../../_base_/plugin.py',
+]
+val_evaluator = _base_.ade20k_metric
+test_evaluator = dict(val_evaluator)

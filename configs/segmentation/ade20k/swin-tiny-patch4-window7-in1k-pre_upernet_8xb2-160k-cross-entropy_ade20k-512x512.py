@@ -1,0 +1,7 @@
+_base_ = [
+    'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',  # noqa: E501
+    '../../_base_/datasets/ade20k_parts.py',
+    '../../_base_/plugin.py',
+]
+val_evaluator = _base_.ade20k_metric
+test_evaluator = dict(val_evaluator)
