@@ -269,8 +269,9 @@ def draw(ledger: Ledger, path: Path) -> list[list[str]]:
                 marker='o',
                 ms=4,
             )
-            if not memory:
-                exponents.append([label, x, f'{exponent(sizes, values):.2f}'])
+            slope = exponent(sizes, values)
+            if not memory and slope == slope:
+                exponents.append([label, x, f'{slope:.2f}'])
         ax.set_xlabel(x)
         ax.set_ylabel(y)
         ax.grid(alpha=0.3)
