@@ -200,7 +200,7 @@ def iteration_table(ledger: Ledger) -> str:
 def startup_table(ledger: Ledger) -> str:
     rows = [
         [
-            row['what'] + (f' after {row["peer"]}' if row['peer'] else ''),
+            row['what'],
             row['shape'],
             f'{float(row["p50"]):.3g} {row["unit"]}',
         ]
@@ -284,7 +284,9 @@ def draw(ledger: Ledger, path: Path) -> list[list[str]]:
 
 def machine(ledger: Ledger) -> str:
     commits = {row['commit'] for row in ledger.rows.values()}
-    last = list(ledger.rows.values())[-1]
+    last = [
+        row for row in ledger.rows.values() if 'speed.py' in row['command']
+    ][-1]
     listed = ', '.join(f'`{c}`' for c in sorted(commits))
     return (
         f'{last["cpu"]}, {last["threads"]} threads, fp32, no GPU. '
