@@ -99,6 +99,7 @@ def balanced_softmax_cross_entropy(
         Tensor: (N,) or (N, d1, ...).
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[2.0, 0.0]])
         >>> labels = torch.tensor([1])
         >>> balanced_softmax_cross_entropy(
@@ -139,6 +140,7 @@ def balanced_sigmoid_cross_entropy(
         Tensor: The logits' shape, per row and class.
 
     Example:
+        >>> import torch
         >>> balanced_sigmoid_cross_entropy(
         ...     torch.zeros(1, 2), torch.tensor([1]), torch.tensor([.75, .25]))
         tensor([[1.3863, 1.3863]])
