@@ -340,7 +340,7 @@ def interleave(
     """Seconds of each call in each round."""
     seconds: dict[Call, list[float]] = {call: [] for call in calls}
     order = random.Random(0)
-    # PyTorch's log1p was seen to be 17 times slower in a process that had not
+    # PyTorch's log1p was seen to be much slower in a process that had not
     # called pow yet. This is in favour of its binary cross-entropy.
     torch.rand(1 << 20).pow(torch.rand(1 << 20))
     for call in calls:  # compiles, allocates, warms up

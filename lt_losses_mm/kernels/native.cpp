@@ -1,8 +1,8 @@
 // Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 //
 // One pass over the logits per direction: loss of each row, sums of each
-// column, gradient. Plain C++ without headers of PyTorch, so that a compiler
-// needs two seconds for it; vectorised by the compiler.
+// column, gradient. Plain C++ without headers of PyTorch, so that it
+// compiles fast and for any PyTorch; vectorised by the compiler.
 //
 // Logits are (images, columns, pixels): rows of a matrix have one pixel, and
 // vectors run along its columns; maps have many, and vectors run along them.

@@ -106,9 +106,9 @@ def _openmp(version: str) -> list[str]:
 
     GCC's code can share PyTorch's own pool of threads, where it has one.
     """
-    library = Path(torch.__file__).parent / 'lib'
-    bundled = sorted(library.glob('libgomp*.so*'))
-    bundled += sorted(library.parent.with_name('torch.libs').glob('libgomp*'))
+    package = Path(torch.__file__).parent
+    bundled = sorted(package.glob('lib/libgomp*.so*'))
+    bundled += sorted(package.with_name('torch.libs').glob('libgomp*'))
     if bundled and 'clang' not in version:
         return [str(bundled[0])]
     return ['-fopenmp']
@@ -165,7 +165,7 @@ def _compiled() -> Path:
 
 
 @functools.lru_cache(maxsize=None)
-def library() -> Any:
+def load() -> Any:
     """The compiled code, or None, with a line of the log, where it cannot be.
 
     Compiled once for a machine: processes that start together may each do it.
@@ -199,7 +199,7 @@ def can_run(logits: Tensor) -> bool:
         type(logits) in (Tensor, nn.Parameter)
         and logits.device.type == 'cpu'
         and logits.dtype in _TYPES
-        and library() is not None
+        and load() is not None
     )
 
 
@@ -233,7 +233,7 @@ def _run(forward: bool, work: Any, z: Tensor, **fields: Any) -> None:
         type=_TYPES[z.dtype],
         threads=torch.get_num_threads(),
     )
-    library().lt_losses_run(ctypes.byref(problem), int(forward))
+    load().lt_losses_run(ctypes.byref(problem), int(forward))
 
 
 def _new_sums(work: Any, z: Tensor) -> dict[str, Tensor]:

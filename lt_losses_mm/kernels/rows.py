@@ -10,6 +10,7 @@ differentiates the functional form.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Optional, Sequence, Tuple
@@ -251,7 +252,7 @@ def _may_be_overwritten(logits: Tensor, z: Tensor) -> bool:
     return apart and not leaf
 
 
-class _Work:
+class _Work(ABC):
     """One call: its inputs as (N, K) or (N, K, S), and what they come to."""
 
     columns: int
@@ -347,15 +348,15 @@ class _Work:
             return gradient.view(n, h, w, k).permute(0, 3, 1, 2)
         return gradient.view(logits.shape)
 
+    @abstractmethod
     def compute(self, z: Tensor) -> Tensor:
         """Losses of rows; sums, if wanted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def differentiate(
         self, z: Tensor, upstream: Tensor, out: Tensor | None
     ) -> Tensor:
         """The gradient; in ``out``, if given, which may be the logits."""
-        raise NotImplementedError
 
 
 class _SoftmaxWork(_Work):

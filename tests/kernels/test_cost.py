@@ -79,7 +79,7 @@ def cost(path, cls, kwargs, **more):
     return counted
 
 
-@pytest.mark.skipif(native.library() is None, reason='no C++ compiler')
+@pytest.mark.skipif(native.load() is None, reason='no C++ compiler')
 @pytest.mark.parametrize(
     ('cls', 'kwargs', 'operators'),
     CASES,

@@ -56,7 +56,7 @@ def test_a_compiler_that_fails(tmp_path, text, reason):
     assert reason in log
 
 
-@pytest.mark.skipif(native.library() is None, reason='no C++ compiler')
+@pytest.mark.skipif(native.load() is None, reason='no C++ compiler')
 def test_a_damaged_library_is_removed(tmp_path):
     cache = tmp_path / 'lt_losses_mm'
     cache.mkdir()

@@ -35,7 +35,7 @@ FAST = [
     pytest.param(
         'native',
         marks=pytest.mark.skipif(
-            native.library() is None, reason='no C++ compiler'
+            native.load() is None, reason='no C++ compiler'
         ),
     ),
 ]
@@ -196,7 +196,7 @@ def test_half_precision(fast, size, formula, dtype):
 
 def test_half_precision_in_every_value():
     # A shift of 0 and one class besides: the gradient is that of a sigmoid.
-    if native.library() is None:
+    if native.load() is None:
         pytest.skip('no C++ compiler')
     for dtype in (torch.float16, torch.bfloat16):
         bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
@@ -487,7 +487,7 @@ def test_paths_that_are_taken(monkeypatch):
         softmax(logits, labels)
         sigmoid(logits, labels)
 
-    fastest = 'native' if native.library() else 'eager'
+    fastest = 'native' if native.load() else 'eager'
     with use_path('native'):
         assert took(monkeypatch, call) == [fastest] * 2
         assert took(monkeypatch, lambda: call(torch.bfloat16)) == [fastest] * 2
