@@ -1,14 +1,17 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 r"""Trains the embedded benchmark and says what the tail gained.
 
-Every (task, method, seed) is one call of ``tools/train.py``. A finished run
-is not repeated and a killed one resumes. Values go to a CSV ledger in long
+Every (task, method, seed) is one call of ``tools/train.py``, or of ``mim
+train`` for CIFAR-100-LT. A finished run is not repeated and a killed one
+resumes. Values go to a CSV ledger in long
 format, one row a value; the table and the figure are drawn from the ledger
 alone.
 
     python benchmarks/accuracy.py --seeds 0 1 2
     python benchmarks/accuracy.py --seeds 0 1 2 --report-only \
         --ledger benchmarks/accuracy.csv
+    python benchmarks/accuracy.py --tasks cifar100_lt \
+        --methods cross_entropy post_hoc balanced_softmax
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ COLUMNS = (
 # A task takes part with the methods that it has a config for.
 METHODS = (
     'cross_entropy',
+    'post_hoc',
     'focal',
     'quality_focal',
     'balanced_softmax',
@@ -71,12 +75,17 @@ class Task(NamedTuple):
             is the overall one, the next three are those of ``GROUPS``.
         scale: Factor to percent.
         title: Of the panel in the figure.
+        dataset: Name in the ledger.
+        by_mim: Whether ``mim`` starts the run, by the config's bare name; the
+            package must be installed. Otherwise ``tools/train.py``.
     """
 
     config: str
     metrics: dict[str, str]
     scale: float
     title: str
+    dataset: str = 'digits-lt'
+    by_mim: bool = False
 
 
 # What the first four metrics of each task are.
@@ -87,16 +96,17 @@ LVIS_METRICS = {
     'AP common': 'lvis/bbox_APc',
     'AP rare': 'lvis/bbox_APr',
 }
+CLASSIFICATION_METRICS = {
+    'accuracy': 'accuracy/all',
+    'accuracy many': 'accuracy/many',
+    'accuracy medium': 'accuracy/medium',
+    'accuracy few': 'accuracy/few',
+    'ECE': 'accuracy/ece',
+}
 TASKS = dict(
     classification=Task(
         'configs/classification/digits/resnet18-c16_1xb64-20e-{}_digits-lt.py',
-        {
-            'accuracy': 'accuracy/all',
-            'accuracy many': 'accuracy/many',
-            'accuracy medium': 'accuracy/medium',
-            'accuracy few': 'accuracy/few',
-            'ECE': 'accuracy/ece',
-        },
+        CLASSIFICATION_METRICS,
         1,
         'Classification (mmpretrain): accuracy',
     ),
@@ -131,11 +141,21 @@ TASKS = dict(
         1,
         'Segmentation (mmseg): mIoU',
     ),
+    cifar100_lt=Task(
+        'configs/classification/cifar-lt/'
+        'resnet32_1xb128-60e-bf16-{}_cifar100-lt-if100.py',
+        CLASSIFICATION_METRICS,
+        1,
+        'CIFAR-100-LT, ResNet-32, 60 epochs: accuracy',
+        dataset='cifar100-lt-if100',
+        by_mim=True,
+    ),
 )
+EMBEDDED = [name for name, task in TASKS.items() if not task.by_mim]
 
 
 class Run(NamedTuple):
-    """One training."""
+    """One training, or for ``post_hoc`` a test of the one with CE."""
 
     task: str
     method: str
@@ -145,24 +165,51 @@ class Run(NamedTuple):
         return f'{self.task} / {self.method} / seed {self.seed}'
 
     @property
+    def trained(self) -> Run:
+        """The training that the run's model is of."""
+        if self.method == 'post_hoc':
+            return self._replace(method='cross_entropy')
+        return self
+
+    @property
     def config(self) -> Path:
-        method = self.method.replace('_', '-')
+        method = self.trained.method.replace('_', '-')
         return ROOT / TASKS[self.task].config.format(method)
 
     def folder(self, work_dir: Path) -> Path:
         return work_dir / self.task / self.method / f'seed{self.seed}'
 
     def command(self, work_dir: Path) -> list[str]:
-        """Arguments of the training, relative to the repository."""
-        return [
-            'tools/train.py',
-            str(self.config.relative_to(ROOT)),
-            '--work-dir',
-            os.path.relpath(self.folder(work_dir), ROOT),
-            '--resume',
-            '--cfg-options',
-            f'randomness.seed={self.seed}',
-        ]
+        """Arguments of Python, relative to the repository."""
+        folder = os.path.relpath(self.folder(work_dir), ROOT)
+        config = str(self.config.relative_to(ROOT))
+        what = 'train' if self.trained == self else 'test'
+        if TASKS[self.task].by_mim:
+            start = ['-m', 'mim', what, 'mm-lt-losses', self.config.name]
+        else:
+            start = [f'tools/{what}.py', config]
+        if what == 'train':
+            options = [
+                '--resume',
+                '--cfg-options',
+                f'randomness.seed={self.seed}',
+            ]
+        else:
+            checkpoint = self.checkpoint(work_dir)
+            by_mim = TASKS[self.task].by_mim
+            options = ['--checkpoint'] if by_mim else []
+            options += [checkpoint, '--post-hoc-tau', '1.0']
+        return [*start, '--work-dir', folder, *options]
+
+    def checkpoint(self, work_dir: Path) -> str:
+        """Path of the trained model, relative to the repository."""
+        last = self.trained.folder(work_dir) / 'last_checkpoint'
+        if not last.exists():
+            raise SystemExit(
+                f'{self} tests the model of "{self.trained}", and there is no '
+                f'{last}. Train it first, into this work dir.'
+            )
+        return os.path.relpath(last.read_text().strip(), ROOT)
 
 
 def train(runs: list[Run], work_dir: Path, ledger: Path, jobs: int) -> None:
@@ -172,6 +219,8 @@ def train(runs: list[Run], work_dir: Path, ledger: Path, jobs: int) -> None:
         for row in read_ledger(ledger)
     }
     waiting = [run for run in runs if tuple(run) not in recorded]
+    # Tests need the models of trainings.
+    waiting.sort(key=lambda run: run.trained != run)
     if len(waiting) < len(runs):
         print(
             f'{len(runs) - len(waiting)} of {len(runs)} runs are in '
@@ -185,7 +234,11 @@ def train(runs: list[Run], work_dir: Path, ledger: Path, jobs: int) -> None:
     done, total, told = 0, len(waiting), time.time()
     try:
         while waiting or active:
-            while waiting and len(active) < jobs:
+            while (
+                waiting
+                and len(active) < jobs
+                and waiting[0].trained not in active
+            ):
                 run = waiting.pop(0)
                 folder = run.folder(work_dir)
                 folder.mkdir(parents=True, exist_ok=True)
@@ -252,11 +305,17 @@ def final_values(run: Run, work_dir: Path) -> dict:
     wanted = set(TASKS[run.task].metrics.values())
     found: dict = {}
     folder = run.folder(work_dir)
-    for path in sorted(folder.glob('*/vis_data/scalars.json')):
+    tested = run.trained != run
+    for path in sorted(
+        folder.glob('*/*.json' if tested else '*/vis_data/scalars.json')
+    ):
         for line in path.read_text().splitlines():
             values = json.loads(line)
             if wanted <= values.keys():
                 found = values
+    if found and tested:
+        (epoch,) = re.findall(r'epoch_(\d+)', run.checkpoint(work_dir))
+        found['step'] = int(epoch)
     return found
 
 
@@ -266,7 +325,7 @@ def record(run: Run, work_dir: Path, ledger: Path) -> None:
     found = final_values(run, work_dir)
     shared = dict(
         task=run.task,
-        dataset='digits-lt',
+        dataset=task.dataset,
         method=run.method,
         seed=run.seed,
         epochs=found['step'],
@@ -424,7 +483,7 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
+    add('--tasks', nargs='+', choices=TASKS, default=EMBEDDED)
     add('--methods', nargs='+', choices=METHODS, default=DEFAULT_METHODS)
     add('--seeds', nargs='+', type=int, default=[0])
     add('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'digits')

@@ -67,3 +67,16 @@ def test_shapes(blocks, small, size, shape):
         torch.randn(2, 3, size, size)
     )
     assert features.shape == shape
+
+
+def test_channels_last_changes_the_memory_alone():
+    torch.manual_seed(0)
+    plain = BasicBlockResNet((2, 2), 8, small_images=True)
+    last = BasicBlockResNet((2, 2), 8, small_images=True, channels_last=True)
+    last.load_state_dict(plain.state_dict())
+    images = torch.rand(3, 3, 12, 12)
+    (expected,), (features,) = plain(images), last(images)
+    assert plain.blocks[0].conv1.weight.is_contiguous()
+    for tensor in (last.blocks[0].conv1.weight, features):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(features, expected, atol=1e-5)

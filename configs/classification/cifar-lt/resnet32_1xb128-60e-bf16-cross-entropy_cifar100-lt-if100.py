@@ -4,3 +4,4 @@ _base_ = [
     '../../_base_/schedules/cifar_lt_60e_bf16.py',
     '../../_base_/default_runtime.py',
 ]
+model = dict(backbone=dict(channels_last=True))
