@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from ledger import ROOT, read_ledger
+from profile_calls import PARTS
 from speed import FOCAL, REPLACES, SHAPES, SIGMOID, SOFTMAX
 
 CE, BCE = 'cross_entropy', 'binary_cross_entropy_with_logits'
@@ -27,6 +28,7 @@ PEERS = {
     'EFL by its formulas': (4, 1 / 5),
 }
 ITERATION = 1.02
+HALF = ('bfloat16', 'float16')
 SLOPES = (
     (CE, '', 'cross-entropy (PyTorch)', 'tab:gray', '--'),
     (BCE, '', 'BCE, ready one-hot (PyTorch)', 'tab:brown', '--'),
@@ -39,7 +41,7 @@ SLOPES = (
 class Ledger:
     """Rows by what they say."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: str = 'float32') -> None:
         self.rows = {
             (
                 row['what'],
@@ -49,7 +51,7 @@ class Ledger:
                 row['unit'],
             ): row
             for row in read_ledger(path)
-            if row['dtype'] in ('float32', '')
+            if row['dtype'] in (dtype, '')
         }
 
     def value(self, what, shape, path='', peer='', unit='ratio', key='p50'):
@@ -138,6 +140,55 @@ def memory_table(ledger: Ledger) -> str:
                 ]
             )
     return table(['loss', 'target', *MAIN], rows)
+
+
+def half_table(path: Path) -> str:
+    """Ratios in fp16 and bf16, to PyTorch's own in the same type."""
+    rows = []
+    columns = [(d, s) for d in HALF for s in MAIN]
+    ledgers = {dtype: Ledger(path, dtype) for dtype in HALF}
+    columns = [
+        (dtype, shape)
+        for dtype, shape in columns
+        if ledgers[dtype].value('cross_entropy', shape, unit='ms')
+    ]
+    for name, peer, targets in family():
+        found = [
+            ledgers[dtype].value(name, shape, 'native', peer)
+            for dtype, shape in columns
+        ]
+        rows.append(
+            [
+                f'`{name}`',
+                'CE' if peer == CE else 'BCE',
+                *[cell([value], targets[1:]) for value in found],
+            ]
+        )
+    head = [f'{dtype}, {shape}' for dtype, shape in columns]
+    return table(['loss', 'against', *head], rows)
+
+
+def profile_table(ledger: Ledger) -> str:
+    """Microseconds of the parts of a call."""
+    rows = []
+    for name, peer, _ in family():
+        for shape in MAIN:
+            found = [
+                ledger.value(
+                    f'{name}: {part}, {how}', shape, 'native', '', 'us'
+                )
+                for how in ('alone', 'in turn')
+                for part in PARTS
+            ]
+            found += [
+                ledger.value(f'{peer}: PyTorch, {how}', shape, '', '', 'us')
+                for how in ('alone', 'in turn')
+            ]
+            if None not in found:
+                rows.append([f'`{name}`', shape, *[f'{v:.0f}' for v in found]])
+    head = [f'{part}, {how}' for how in ('alone', 'in turn') for part in PARTS]
+    head += ['PyTorch, alone', 'PyTorch, in turn']
+    return table(['loss', 'shape', *head], rows)
 
 
 def peer_table(ledger: Ledger) -> str:
@@ -314,6 +365,8 @@ def main() -> None:
         peers=peer_table(ledger),
         iteration=iteration_table(ledger),
         startup=startup_table(ledger),
+        half=half_table(args.ledger),
+        profiles=profile_table(ledger),
         exponents=table(['', 'against', 'exponent'], exponents),
     )
     for name, text in parts.items():

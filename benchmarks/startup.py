@@ -1,10 +1,11 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 r"""What the package adds to the time before the first iteration.
 
-Three parts, each measured in fresh processes, with the package's bytecode
+Four parts, each measured in fresh processes, with the package's bytecode
 compiled beforehand as an installation does:
 
 - ``imports``: importing the package after a host, and building a loss;
+- ``compile``: compiling the kernels, and loading what is compiled;
 - ``lvis``: class counts of annotations of the size and format of LVIS v1
   train, from the file and from mmdet's data set, where the host's own
   loading is a row of its own;
@@ -82,6 +83,17 @@ def imports(host: str) -> dict:
     }
 
 
+def compiled(_: str) -> dict:
+    import torch  # noqa: F401 (its time is not that of the kernels)
+
+    from lt_losses_mm.kernels import native
+
+    took, library = seconds(native.load)
+    if library is None:
+        raise SystemExit('there is no C++ compiler')
+    return dict(load=took)
+
+
 def lvis_file(path: str) -> dict:
     """Seconds from the path of an annotation file to its class counts."""
     from lt_losses_mm.priors import load_class_counts
@@ -129,7 +141,7 @@ def masks(folder: str) -> dict:
     return {'count': took, 'sum': found.counts.sum()}
 
 
-PROBES = (imports, lvis_file, lvis_dataset, masks)
+PROBES = (imports, compiled, lvis_file, lvis_dataset, masks)
 
 
 def probe(function: Callable, argument: str, **variables: str) -> dict:
@@ -301,6 +313,17 @@ def part_imports(args: argparse.Namespace) -> Iterator[dict]:
             yield row(what, values, f'after {host}.models', peer=peer)
 
 
+def part_compile(args: argparse.Namespace) -> Iterator[dict]:
+    first, later = [], []
+    for _ in tqdm(range(args.runs), 'compile the kernels'):
+        with tempfile.TemporaryDirectory() as cache:
+            for times in (first, later):
+                found = probe(compiled, '', XDG_CACHE_HOME=cache)
+                times.append(found['load'])
+    yield row('compile the kernels', first, 'native.cpp')
+    yield row('load the compiled kernels', later, 'native.cpp')
+
+
 def part_lvis(args: argparse.Namespace) -> Iterator[dict]:
     shape = '1270141 instances'
     for name, counted in (('lvis', True), ('uncounted', False)):
@@ -349,7 +372,12 @@ def part_masks(args: argparse.Namespace) -> Iterator[dict]:
     )
 
 
-PARTS = dict(imports=part_imports, lvis=part_lvis, masks=part_masks)
+PARTS = dict(
+    imports=part_imports,
+    compile=part_compile,
+    lvis=part_lvis,
+    masks=part_masks,
+)
 
 
 def compiled_package(folder: Path) -> None:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+import functools
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -89,6 +90,17 @@ def _room_to_keep(work: Any, z: Tensor, wanted: bool = True) -> Tensor | None:
     return new_like(z)
 
 
+def _exactly(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Sums of columns are a matrix product, which autocast would round."""
+
+    @functools.wraps(function)
+    def call(work: Any, z: Tensor, *rest: Any) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return function(work, z, *rest)
+
+    return call
+
+
 def _new_sums(z: Tensor) -> Tensor:
     return wide(z.new_zeros(z.size(1), dtype=upcast(z[:0]).dtype))
 
@@ -97,6 +109,7 @@ def _new_rows(work: Any, z: Tensor) -> Tensor:
     return z.new_empty(work.labels.shape, dtype=upcast(z[:0]).dtype)
 
 
+@_exactly
 def softmax_forward(work: Any, z: Tensor) -> Tensor:
     """Losses of rows; state for the backward pass, and sums, in ``work``."""
     losses, sums = _new_rows(work, z), _new_sums(z)
@@ -121,6 +134,7 @@ def softmax_forward(work: Any, z: Tensor) -> Tensor:
     return losses
 
 
+@_exactly
 def softmax_backward(
     work: Any, z: Tensor, upstream: Tensor, out: Tensor | None
 ) -> Tensor:
@@ -156,6 +170,7 @@ def _columns(work: Any, logits: Tensor, rows: Any) -> list[Tensor]:
     ]
 
 
+@_exactly
 def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
     """Losses of rows; state for the backward pass, and sums, in ``work``."""
     losses, sums = _new_rows(work, z), _new_sums(z)
@@ -216,6 +231,7 @@ def _add_positives(
     work.sums = gradient, negative, count
 
 
+@_exactly
 def sigmoid_backward(
     work: Any, z: Tensor, upstream: Tensor, out: Tensor | None
 ) -> Tensor:

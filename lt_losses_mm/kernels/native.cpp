@@ -56,7 +56,8 @@ struct Problem {
   int64_t ignore, spared;           // labels of rows left out, of rows that
                                     // are not shifted or weighted
   int64_t formula, type, threads;
-  int64_t kept;  // backward: whether the gradient holds the slopes already
+  int64_t kept;  // backward: whether the gradient holds what forward left in
+                 // it, slopes (sigmoids) or exponentials (softmax)
   float p, q, log_eps;  // Seesaw
 };
 
@@ -413,6 +414,17 @@ void reduce_row(const T* z, int64_t columns, X x, float* top, float* total) {
   *total = sum;
 }
 
+// The same for a row that stays in a cache: its exponentials are kept.
+template <class T, class X>
+float keep_row(const T* z, int64_t columns, X x, float* top, float* kept) {
+  *top = largest_of(
+      columns, [&](int64_t j) { return x(load(z[j]), j); }, -INFINITY);
+  float base = *top == -INFINITY ? 0.f : *top;
+  return sum_of(columns, [&](int64_t j) {
+    return kept[j] = fast_exp(x(load(z[j]), j) - base);
+  });
+}
+
 template <int F, class T>
 void softmax_forward_matrix(const Problem& p) {
   const T* logits = static_cast<const T*>(p.logits);
@@ -430,9 +442,13 @@ void softmax_forward_matrix(const Problem& p) {
       p.lse[i] = p.top[i] + logf(p.total[i]);
     }
     Shift<F> x = shift_of<F>(p, label, load(z[label]), p.lse[i]);
-    reduce_row(
-        z, p.columns, [&](float v, int64_t j) { return x(v, first[j]); },
-        p.top + i, p.total + i);
+    auto shifted = [&](float v, int64_t j) { return x(v, first[j]); };
+    if (p.gradient)
+      p.total[i] = keep_row(z, p.columns, shifted, p.top + i,
+                            static_cast<float*>(p.gradient) +
+                                i * p.gradient_stride);
+    else
+      reduce_row(z, p.columns, shifted, p.top + i, p.total + i);
     p.rows[i] = (p.top[i] - x(load(z[label]), first[label])) +
                 logf(p.total[i]);
     p.own[i] = -expm1f(-p.rows[i]);
@@ -453,12 +469,18 @@ void softmax_forward_matrix(const Problem& p) {
       Shift<F> x = shift_of<F>(p, label, load(z[label]), p.lse[i]);
       float top = p.top[i], factor = weight / p.total[i];
       bool inside = begin <= label && label < end;
-      float kept = inside ? sums[label - begin] : 0;
-      each(end - begin, [&](int64_t j) {
-        float v = x(load(z[begin + j]), first[begin + j]);
-        sums[j] += factor * fast_exp(v - top);
-      });
-      if (inside) sums[label - begin] = kept;
+      float before = inside ? sums[label - begin] : 0;
+      if (p.gradient) {
+        const float* kept = static_cast<const float*>(p.gradient) +
+                            i * p.gradient_stride + begin;
+        each(end - begin, [&](int64_t j) { sums[j] += factor * kept[j]; });
+      } else {
+        each(end - begin, [&](int64_t j) {
+          float v = x(load(z[begin + j]), first[begin + j]);
+          sums[j] += factor * fast_exp(v - top);
+        });
+      }
+      if (inside) sums[label - begin] = before;
     }
   });
 }
@@ -474,8 +496,13 @@ void softmax_backward_matrix(const Problem& p) {
       memset(static_cast<void*>(g), 0, sizeof(T) * p.columns);
       return;
     }
-    Shift<F> x = shift_of<F>(p, label, load(z[label]), p.lse[i]);
     float top = p.top[i], factor = upstream / p.total[i];
+    if (p.kept) {
+      each(p.columns, [&](int64_t j) { store(g + j, factor * load(g[j])); });
+      store(g + label, load(g[label]) - upstream);
+      return;
+    }
+    Shift<F> x = shift_of<F>(p, label, load(z[label]), p.lse[i]);
     float own = factor * fast_exp(x(load(z[label]), p.first[label]) - top);
     const float* first = p.first;
     each(p.columns, [&](int64_t j) {
@@ -889,7 +916,7 @@ void ask_for_huge_pages(const Problem& p) {
 }  // namespace
 
 extern "C" void lt_losses_run(const Problem* problem, int32_t forward) {
-  if (!forward) ask_for_huge_pages(*problem);
+  if (problem->gradient && !problem->kept) ask_for_huge_pages(*problem);
   switch (problem->type) {
     case 0: return run<float>(*problem, forward);
     case 1: return run<Half>(*problem, forward);

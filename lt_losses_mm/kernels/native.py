@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shlex
@@ -101,6 +102,13 @@ def _cpu() -> str:
     return ''.join([platform.machine(), platform.processor(), *sorted(flags)])
 
 
+def _vectors() -> list[str]:
+    """GCC takes half of AVX-512's width unless it is told to take all."""
+    if platform.machine() in ('x86_64', 'AMD64') and 'avx512' in _cpu():
+        return ['-mprefer-vector-width=512']
+    return []
+
+
 def _openmp(version: str) -> list[str]:
     """What to link for threads.
 
@@ -114,7 +122,9 @@ def _openmp(version: str) -> list[str]:
     return ['-fopenmp']
 
 
-def _build(compiler: list[str], openmp: list[str], target: Path) -> None:
+def _build(
+    compiler: list[str], flags: list[str], openmp: list[str], target: Path
+) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         compiled, linked = (
             Path(folder) / 'native.o',
@@ -122,7 +132,7 @@ def _build(compiler: list[str], openmp: list[str], target: Path) -> None:
         )
         threads = ['-fopenmp'] if openmp else []
         for command in (
-            [*compiler, *_FLAGS, *threads, '-c', _SOURCE, '-o', compiled],
+            [*compiler, *flags, *threads, '-c', _SOURCE, '-o', compiled],
             [*compiler, '-shared', compiled, *openmp, '-o', linked],
         ):
             subprocess.run(
@@ -144,17 +154,18 @@ def _compiled() -> Path:
         [*compiler, '--version'], capture_output=True, text=True
     ).stdout
     openmp = _openmp(version)
-    parts = [_SOURCE.read_text(), version, _cpu(), *_FLAGS, *openmp]
+    flags = [*_FLAGS, *_vectors()]
+    parts = [_SOURCE.read_text(), version, _cpu(), *flags, *openmp]
     key = hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
     target = cache_folder() / f'native-{key}.so'
     if target.exists():
         return target
     started = time.perf_counter()
     try:
-        _build(compiler, openmp, target)
+        _build(compiler, flags, openmp, target)
     except (OSError, subprocess.CalledProcessError):
         # Apple's clang has no OpenMP.
-        _build(compiler, [], target)
+        _build(compiler, flags, [], target)
     print_log(
         f'lt_losses_mm: compiled {_SOURCE.name} in '
         f'{time.perf_counter() - started:.0f} s, kept as {target}',
@@ -204,101 +215,127 @@ def can_run(logits: Tensor) -> bool:
 
 
 # ---------------------------------------------------------------------- calls
-def _run(forward: bool, work: Any, z: Tensor, **fields: Any) -> None:
-    """Call the library; tensors are passed by address, so must be alive."""
+def _start(work: Any, z: Tensor, **fields: Any) -> None:
+    """Forward: tensors are passed by address, so ``work`` keeps them alive.
+
+    Those of the columns are the same in the backward pass, and are not made
+    twice.
+    """
     weights = dict(weight=work.weight, element_weight=work.element_weight)
-    tensors = {
-        name: value.detach().to(torch.float32).contiguous()
-        for name, value in weights.items()
-        if value is not None
-    }
-    tensors.update(logits=z, labels=work.labels.contiguous())
-    numbers: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, Tensor):
-            tensors[name] = value
-        else:
-            numbers[name] = value
-    problem = _Problem(
+    for name, value in weights.items():
+        if value is not None:
+            fields[name] = value.detach().to(torch.float32).contiguous()
+    fields['labels'] = work.labels.contiguous()
+    tensors = {k: v for k, v in fields.items() if isinstance(v, Tensor)}
+    numbers = {k: v for k, v in fields.items() if k not in tensors}
+    work.tensors = tensors
+    work.problem = problem = _Problem(
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
         **numbers,
+        logits=z.data_ptr(),
         images=z.size(0),
         columns=z.size(1),
         pixels=z.size(2) if z.dim() == 3 else 1,
         stride=z.stride(0),
-        gradient_stride=z.stride(0)
-        if 'gradient' not in tensors
-        else tensors['gradient'].stride(0),
+        gradient_stride=z.stride(0) if work.kept is None else z.size(1),
         ignore=work.ignore_index,
         type=_TYPES[z.dtype],
         threads=torch.get_num_threads(),
     )
-    load().lt_losses_run(ctypes.byref(problem), int(forward))
+    if work.kept is not None:
+        problem.gradient = work.kept.data_ptr()
+    load().lt_losses_run(ctypes.byref(problem), 1)
 
 
-def _new_sums(work: Any, z: Tensor) -> dict[str, Tensor]:
+def _finish(
+    work: Any, z: Tensor, upstream: Tensor, out: Tensor | None
+) -> Tensor:
+    """Backward: the gradient, in ``out`` if given, which may be the logits."""
+    # A second backward pass through the same graph finds nothing kept.
+    kept, work.kept = work.kept, None
+    if out is None:
+        out = new_like(z) if kept is None else kept
+    # The problem of the forward pass may serve several backward passes.
+    problem = _Problem.from_buffer_copy(work.problem)
+    problem.kept = kept is not None
+    problem.logits, problem.stride = z.data_ptr(), z.stride(0)
+    problem.gradient, problem.gradient_stride = out.data_ptr(), out.stride(0)
+    problem.upstream = upstream.data_ptr()
+    problem.rows = problem.positive = problem.sums = problem.counts = None
+    problem.threads = torch.get_num_threads()
+    load().lt_losses_run(ctypes.byref(problem), 0)
+    return out
+
+
+# Bytes up to which what forward computes anyway is kept for the backward pass:
+# as long as it stays in a cache, to read it is cheaper than to compute it once
+# more. Not in half precision: upstream gradients are scaled so that products
+# with them do not underflow, other values might.
+_KEEP = 16 << 20
+
+
+def _room_to_keep(work: Any, z: Tensor) -> Tensor | None:
+    if (
+        work.needs_gradient
+        and not work.overwrite
+        and z.dim() == 2
+        and z.dtype == torch.float32
+        and z.numel() * z.element_size() <= _KEEP
+    ):
+        return new_like(z)
+    return None
+
+
+def _new_sums(work: Any, z: Tensor) -> dict[str, Any]:
     if not work.with_sums:
         return {}
-    positive, negative, counts = z.new_zeros(
-        (3, z.size(1)), dtype=torch.float64
-    )
-    work.sums = positive, negative, counts
-    return dict(positive=positive, sums=negative, counts=counts)
+    work.sums = z.new_zeros((3, z.size(1)), dtype=torch.float64)
+    return _rows_of(work.sums, 'positive', 'sums', 'counts')
 
 
-def _softmax_fields(work: Any) -> dict[str, Any]:
-    adjust = work.adjust
+def _rows_of(table: Tensor, *names: str) -> dict[str, Any]:
+    """Addresses of its rows, which ``table`` has to be kept alive for."""
+    begin, size = table.data_ptr(), table.stride(0) * table.element_size()
+    return {name: begin + size * i for i, name in enumerate(names)}
+
+
+def _float(values: Tensor) -> Tensor:
+    return values.to(torch.float32).contiguous()
+
+
+def _softmax_fields(adjust: Any) -> dict[str, Any]:
     if hasattr(adjust, 'shift'):
-        first = adjust.shift.to(torch.float32).contiguous()
-        return dict(formula=_SHIFTED, first=first, spared=-1)
+        return dict(formula=_SHIFTED, first=_float(adjust.shift))
     return dict(
         formula=_SEESAW,
-        first=adjust.log_counts.to(torch.float32).contiguous(),
-        second=adjust.log_counts_of_label.to(torch.float32).contiguous(),
+        first=_float(adjust.log_counts),
+        second=_float(adjust.log_counts_of_label),
         p=adjust.p,
         q=adjust.q,
-        log_eps=torch.tensor(adjust.eps).log().item(),
-        spared=-1,
+        log_eps=math.log(adjust.eps),
     )
 
 
 def softmax_forward(work: Any, z: Tensor) -> Tensor:
     """Losses of rows; state for the backward pass, and sums, in ``work``."""
-    rows, own, *state = z.new_empty(
-        (5, *work.labels.shape), dtype=torch.float32
-    )
-    work.state = dict(zip(('top', 'total', 'lse'), state))
-    _run(
-        True,
+    work.state = z.new_empty((5, *work.labels.shape), dtype=torch.float32)
+    work.kept = _room_to_keep(work, z)
+    _start(
         work,
         z,
-        rows=rows,
-        own=own,
-        **work.state,
+        spared=-1,
+        **_rows_of(work.state, 'rows', 'own', 'top', 'total', 'lse'),
         **_new_sums(work, z),
-        **_softmax_fields(work),
+        **_softmax_fields(work.adjust),
     )
-    return rows
+    return work.state[0]
 
 
-def softmax_backward(
-    work: Any, z: Tensor, upstream: Tensor, out: Tensor | None
-) -> Tensor:
-    """Gradient, in ``out`` if given, which may be the logits."""
-    out = new_like(z) if out is None else out
-    _run(
-        False,
-        work,
-        z,
-        gradient=out,
-        upstream=upstream,
-        **work.state,
-        **_softmax_fields(work),
-    )
-    return out
+softmax_backward = _finish
 
 
 def _of_shifted(shift: Tensor) -> tuple[int, list[Tensor]]:
+    shift = _float(shift)
     one = torch.ones_like(shift)
     return _BCE, [shift, one, one]
 
@@ -306,13 +343,14 @@ def _of_shifted(shift: Tensor) -> tuple[int, list[Tensor]]:
 def _of_weighted(
     positive: Tensor, negative: Tensor
 ) -> tuple[int, list[Tensor]]:
-    return _BCE, [torch.zeros_like(negative), negative, positive]
+    negative = _float(negative)
+    return _BCE, [torch.zeros_like(negative), negative, _float(positive)]
 
 
 def _of_focal(
     focusing: Tensor, positive: Tensor, negative: Tensor
 ) -> tuple[int, list[Tensor]]:
-    return _FOCAL, [focusing, negative, positive]
+    return _FOCAL, [_float(focusing), _float(negative), _float(positive)]
 
 
 # Parameters of the sides in the form that native.cpp has of them.
@@ -324,73 +362,25 @@ SIDES: dict[Sides, Callable[..., tuple[int, list[Tensor]]]] = {
 }
 
 
-def _sigmoid_fields(work: Any, z: Tensor) -> dict[str, Any]:
-    formula, columns = SIDES[work.sides](*work.parameters)
-    fields: dict[str, Any] = {
-        name: column.to(torch.float32).contiguous()
-        for name, column in zip(('first', 'second', 'third'), columns)
-    }
-    if work.at_label:
-        (quality,) = work.at_label
-        fields['quality'] = quality.to(torch.float32).contiguous()
-    return dict(
-        fields,
-        formula=formula,
-        own=work.own,
-        spared=z.size(1) if work.spares else -1,
-    )
-
-
-# Bytes up to which the slopes, computed for the sums anyway, are kept for the
-# backward pass: as long as they stay in a cache, to read them is cheaper than
-# to compute them once more. Not in half precision: upstream gradients are
-# scaled so that products with them do not underflow, slopes might.
-_KEEP = 16 << 20
-
-
 def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
     """Losses of rows; state for the backward pass, and sums, in ``work``."""
-    rows, work.own = z.new_zeros((2, *work.labels.shape), dtype=torch.float32)
-    kept: dict[str, Tensor] = {}
-    if (
-        work.with_sums
-        and work.needs_gradient
-        and not work.overwrite
-        and z.dim() == 2
-        and z.dtype == torch.float32
-        and z.numel() * z.element_size() <= _KEEP
-    ):
-        work.kept = new_like(z)
-        kept['gradient'] = work.kept
-    _run(
-        True,
+    formula, columns = SIDES[work.sides](*work.parameters)
+    fields: dict[str, Any] = dict(zip(('first', 'second', 'third'), columns))
+    if work.at_label:
+        fields['quality'] = _float(work.at_label[0])
+    work.state = z.new_zeros((2, *work.labels.shape), dtype=torch.float32)
+    if work.with_sums:
+        work.kept = _room_to_keep(work, z)
+    _start(
         work,
         z,
-        rows=rows,
-        **kept,
+        formula=formula,
+        spared=z.size(1) if work.spares else -1,
+        **_rows_of(work.state, 'rows', 'own'),
         **_new_sums(work, z),
-        **_sigmoid_fields(work, z),
+        **fields,
     )
-    return rows
+    return work.state[0]
 
 
-def sigmoid_backward(
-    work: Any, z: Tensor, upstream: Tensor, out: Tensor | None
-) -> Tensor:
-    """Gradient, in ``out`` if given, which may be the logits."""
-    # A second backward pass through the same graph finds none.
-    kept, work.kept = work.kept, None
-    if kept is not None:
-        out = kept
-    elif out is None:
-        out = new_like(z)
-    _run(
-        False,
-        work,
-        z,
-        gradient=out,
-        upstream=upstream,
-        kept=int(kept is not None),
-        **_sigmoid_fields(work, z),
-    )
-    return out
+sigmoid_backward = _finish

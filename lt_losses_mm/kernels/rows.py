@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,8 @@ from ..functional.two_sided import (
 from . import eager, native
 from .switch import path_for
 
-Sums = Optional[Tuple[Tensor, Tensor, Tensor]]
+# Three rows, or as many tensors: (K,) each.
+Sums = Union[Tensor, Tuple[Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def softmax_rows(
                 log_p, labels, batch.weight, ignore_index
             )
     work = _SoftmaxWork(path, batch, twin, sums, adjust)
-    return _Rows.apply(batch.logits, work), work.sums
+    return _Rows.apply(batch.logits, work), work.taken_sums()
 
 
 def sigmoid_rows(
@@ -218,7 +219,7 @@ def sigmoid_rows(
     work = _SigmoidWork(
         path, batch, twin, sums, sides, parameters, at_label, spare_background
     )
-    return _Rows.apply(batch.logits, work), work.sums
+    return _Rows.apply(batch.logits, work), work.taken_sums()
 
 
 class _Rows(torch.autograd.Function):
@@ -227,9 +228,7 @@ class _Rows(torch.autograd.Function):
         ctx.save_for_backward(logits)
         ctx.work = work
         work.needs_gradient = ctx.needs_input_grad[0]
-        # Sums of columns are a matrix product, which autocast would round.
-        with torch.autocast(logits.device.type, enabled=False):
-            return work.forward(logits)
+        return work.forward(logits)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
@@ -240,8 +239,7 @@ class _Rows(torch.autograd.Function):
                 rows, logits, upstream, create_graph=True
             )
             return gradient, None
-        with torch.autocast(logits.device.type, enabled=False):
-            return ctx.work.backward(logits, upstream), None
+        return ctx.work.backward(logits, upstream), None
 
 
 def _may_be_overwritten(logits: Tensor, z: Tensor) -> bool:
@@ -290,6 +288,11 @@ class _Work(ABC):
             self.weight = self.rows(batch.row_weight)
         if batch.element_weight is not None:
             self.element_weight = self.matrix(batch.element_weight)
+
+    def taken_sums(self) -> Sums:
+        """The sums, which autograd's graph need not keep alive."""
+        sums, self.sums = self.sums, None
+        return sums
 
     def _of_columns(self, parameters: Sequence[Tensor], columns: int) -> None:
         for values in parameters:
@@ -374,7 +377,6 @@ class _SoftmaxWork(_Work):
             batch.logits.size(1),
         )
         self.adjust = adjust
-        self.state: dict[str, Tensor] = {}
 
     def compute(self, z: Tensor) -> Tensor:
         return self.engine.softmax_forward(self, z)
@@ -403,7 +405,6 @@ class _SigmoidWork(_Work):
         self.parameters = parameters
         self.at_label = [self.rows(value) for value in at_label]
         self.spares = spares
-        self.own: Tensor | None = None
 
     def compute(self, z: Tensor) -> Tensor:
         return self.engine.sigmoid_forward(self, z)

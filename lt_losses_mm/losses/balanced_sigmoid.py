@@ -49,13 +49,19 @@ class BalancedSigmoidLoss(SigmoidLoss):
         self.tau = self._check_number('tau', tau, low=0)
 
     def row_loss(self, batch: Batch) -> Tensor:
-        shift = sigmoid_shift(self.class_counts, self.background)
-        if self.background == 'objectness':
-            # Index C is the background column, so index labels need no change.
-            shift = torch.cat([shift, shift.new_zeros(1)])
+        dtype = torch.promote_types(batch.logits.dtype, torch.float32)
+
+        def shift(counts: Tensor) -> Tensor:
+            of_one = sigmoid_shift(counts, self.background)
+            if self.background == 'objectness':
+                # Index C is the background column: index labels stay.
+                of_one = torch.cat([of_one, of_one.new_zeros(1)])
+            return (self.tau * of_one).to(dtype)
+
+        key = dtype, self.tau, self.background
         rows, _ = sigmoid_rows(
             SHIFTED_BCE,
-            (self.tau * shift,),
+            (self.remember(key, self.class_counts, shift),),
             batch,
             spare_background=self.background == 'foreground_rows',
         )

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..functional import shifted_softmax_cross_entropy
 from ..kernels import Batch, Seesaw, Shifted, Sums, softmax_rows
-from ..kernels.switch import is_compiling
 from ..priors.shift import softmax_shift
 from ..registry import MODELS
 from .base import LongTailLoss
@@ -30,8 +29,11 @@ class ClassesAndObjectness(LongTailLoss):
     use_sigmoid = False
 
     @abstractmethod
-    def adjustment(self, columns: int) -> Shifted | Seesaw:
-        """What is done to the logits of the classes, C or C + 1 columns."""
+    def adjustment(self, columns: int, dtype: torch.dtype) -> Shifted | Seesaw:
+        """What is done to the logits of the classes, C or C + 1 columns.
+
+        ``dtype`` is the one that the loss is computed in.
+        """
 
     def columns(self, num_classes: int) -> tuple[int, ...]:
         if self.background == 'objectness':
@@ -46,8 +48,10 @@ class ClassesAndObjectness(LongTailLoss):
     ) -> tuple[Tensor, Sums]:
         """Loss per row, and sums of the classes' columns."""
         num_classes, columns = self.num_classes, batch.logits.size(1)
+        dtype = torch.promote_types(batch.logits.dtype, torch.float32)
         if columns != num_classes + 2:
-            return softmax_rows(self.adjustment(columns), batch, sums=sums)
+            adjustment = self.adjustment(columns, dtype)
+            return softmax_rows(adjustment, batch, sums=sums)
         labels, ignore_index = batch.labels, batch.ignore_index
         if labels.is_floating_point():
             raise ValueError(
@@ -60,7 +64,7 @@ class ClassesAndObjectness(LongTailLoss):
             )
         is_background = labels == num_classes
         of_class, found = softmax_rows(
-            self.adjustment(num_classes),
+            self.adjustment(num_classes, dtype),
             replace(
                 batch,
                 logits=batch.logits[:, :num_classes],
@@ -119,27 +123,16 @@ class BalancedSoftmaxLoss(ClassesAndObjectness):
     def __init__(self, *args: Any, tau: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tau = self._check_number('tau', tau, low=0)
-        self._known_shift: Any = (None, None, None)  # key, counts, shift
 
     @property
     def prior_counts(self) -> Tensor:
         """What the prior is proportional to, (C,); zero for unseen classes."""
         return self.class_counts
 
-    def adjustment(self, columns: int) -> Shifted:
-        counts = self.prior_counts
-        if is_compiling() or counts.device.type != 'cpu':
-            return self._shifted(counts, columns)
-        # Ten operators on (C,), as much as the kernel takes for a RoI head,
-        # and one to see that the last result still holds.
-        key = columns, self.tau, self.background
-        known_key, known, shifted = self._known_shift
-        if known_key != key or not torch.equal(known, counts):
-            shifted = self._shifted(counts, columns)
-            self._known_shift = key, counts.clone(), shifted
-        return shifted
+    def adjustment(self, columns: int, dtype: torch.dtype) -> Shifted:
+        def shift(counts: Tensor) -> Tensor:
+            of_one = softmax_shift(counts, columns, self.background)
+            return (self.tau * of_one).to(dtype)
 
-    def _shifted(self, counts: Tensor, columns: int) -> Shifted:
-        return Shifted(
-            self.tau * softmax_shift(counts, columns, self.background)
-        )
+        key = columns, dtype, self.tau, self.background
+        return Shifted(self.remember(key, self.prior_counts, shift))

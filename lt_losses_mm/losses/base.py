@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABCMeta, abstractmethod
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import torch
@@ -145,6 +145,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         self._expected_classes = num_classes
         self._in_roi_head = False
         self._labels_checked = False
+        self._remembered: Any = (None, None, None)  # key, counts, result
         self.count_unit = count_unit
         self.register_buffer('class_counts', torch.zeros(0))
         self.register_buffer(
@@ -209,6 +210,23 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             dtype=torch.float32,
             device=self.class_counts.device,
         )
+
+    def remember(
+        self, key: Any, counts: Tensor, compute: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """``compute(counts)``, which ten operators on (C,) may be.
+
+        As much as a kernel takes for a RoI head, and one operator to see
+        that the last result still holds. An accelerator would have to wait
+        for the answer.
+        """
+        if is_compiling() or counts.device.type != 'cpu':
+            return compute(counts)
+        known_key, known, result = self._remembered
+        if known_key != key or not torch.equal(known, counts):
+            result = compute(counts)
+            self._remembered = key, counts.clone(), result
+        return result
 
     def _check_num_classes(self, num_classes: int, said_by: str) -> None:
         known = getattr(self, 'num_classes', None)
@@ -413,17 +431,19 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         if reduction == 'none':
             return self.loss_weight * rows
         total = rows.sum()
-        if reduction == 'mean':
-            eps = torch.finfo(torch.float32).eps
-            if avg_factor is not None:
-                # The hosts' own guard: heads without positives may pass 0.
-                total = total / (avg_factor + eps)
-            elif counted is None:
-                # An empty batch has a loss of 0.
-                total = total / max(rows.numel(), 1)
-            else:
-                total = total / counted.sum().clamp(min=eps)
-        return self.loss_weight * total
+        if reduction == 'sum':
+            return self.loss_weight * total
+        eps = torch.finfo(torch.float32).eps
+        divisor: float | Tensor
+        if avg_factor is not None:
+            # The hosts' own guard: heads without positives may pass 0.
+            divisor = avg_factor + eps
+        elif counted is None:
+            # An empty batch has a loss of 0.
+            divisor = max(rows.numel(), 1)
+        else:
+            divisor = counted.sum().clamp(min=eps)
+        return total * (self.loss_weight / divisor)
 
     def _check_input(
         self, logits: Tensor, labels: Tensor, ignore_index: int
@@ -508,7 +528,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         )
         largest = num_classes if with_background else num_classes - 1
         low, high = labels.aminmax()
-        if low >= 0 and high <= largest:
+        if low.item() >= 0 and high.item() <= largest:
             return
         wrong = (labels != ignore_index) & ((labels < 0) | (labels > largest))
         if wrong.any():

@@ -188,7 +188,7 @@ class EqualizedQualityFocalLoss(_EqualizedFocal):
         )
         return sigmoid_rows(
             self.sides,
-            self.column_parameters(logits),
+            self.parameters_for(logits),
             replace(batch, labels=present),
             at_label=(quality,),
             sums=batch.learns,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 
 from ..functional.two_sided import Sides
@@ -30,10 +31,18 @@ class GradientDrivenSigmoidLoss(GradientDrivenLoss, SigmoidLoss):
     def column_parameters(self, logits: Tensor) -> tuple[Tensor, ...]:
         """What the statistics amount to, one value a logit column each."""
 
+    def parameters_for(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """The same in the type that the loss is computed in.
+
+        Statistics are float64: at a million classes a vector counts.
+        """
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return tuple(p.to(dtype) for p in self.column_parameters(logits))
+
     def rows_and_sums(self, batch: Batch) -> tuple[Tensor, Sums]:
         return sigmoid_rows(
             self.sides,
-            self.column_parameters(batch.logits),
+            self.parameters_for(batch.logits),
             batch,
             sums=batch.learns,
         )

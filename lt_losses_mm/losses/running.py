@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..kernels import Batch
@@ -53,22 +54,20 @@ class RunningLoss(RunningStatistics, LongTailLoss):
     @abstractmethod
     def rows_and_sums(
         self, batch: Batch
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, ...] | None]:
         """The formula, and what a batch adds to the statistics.
 
         Returns:
-            tuple[Tensor, tuple]: As :meth:`row_loss`, and, if
-            ``batch.learns``, the sums for ``statistic_names``, one value a
-            logit column each; those from C on are dropped.
+            tuple[Tensor, Tensor]: As :meth:`row_loss`, and, if
+            ``batch.learns``, the sums for ``statistic_names``, as rows or as
+            so many tensors, one value a logit column each; those from C on
+            are dropped.
         """
 
     def row_loss(self, batch: Batch) -> Tensor:
         rows, sums = self.rows_and_sums(batch)
         if batch.learns and sums is not None:
-            self.observe(
-                **{
-                    name: values[: self.num_classes]
-                    for name, values in zip(self.statistic_names, sums)
-                }
-            )
+            if not isinstance(sums, Tensor):
+                sums = torch.stack(sums)
+            self.observe_all(sums[:, : self.num_classes])
         return rows

@@ -80,8 +80,8 @@ class SeesawSoftmaxLoss(RunningLoss, ClassesAndObjectness):
             return (num_classes,)
         return super().columns(num_classes)
 
-    def adjustment(self, columns: int) -> Seesaw:
-        column = self.pos_count.clamp(min=1).log()
+    def adjustment(self, columns: int, dtype: torch.dtype) -> Seesaw:
+        column = self.pos_count.clamp(min=1).log().to(dtype)
         label = column
         if columns > self.num_classes:
             infinite = column.new_full((1,), torch.inf)

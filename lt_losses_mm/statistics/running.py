@@ -147,8 +147,13 @@ class RunningStatistics(nn.Module):
 
         Forward passes that do not train are the caller's to leave out.
         """
-        for pending, name in zip(self._pending, self.statistic_names):
-            pending += sums[name].to(pending.dtype)
+        self.observe_all(
+            torch.stack([sums[name] for name in self.statistic_names])
+        )
+
+    def observe_all(self, sums: Tensor) -> None:
+        """The same for sums (len(statistic_names), C) in that order."""
+        self._pending += sums.to(self._pending.dtype)
         self._observed = True
 
     def commit(self, sums: Tensor | None = None) -> None:
@@ -161,9 +166,11 @@ class RunningStatistics(nn.Module):
         if sums is None:
             sums = self._pending
         # One batch of NaN or inf must not poison the sums for ever.
-        sums = torch.where(sums.isfinite().all(), sums, torch.zeros_like(sums))
+        sums = torch.where(sums.sum().isfinite(), sums, 0.0)
         for row, statistic in zip(sums, self.statistics.values()):
-            statistic.mul_(self.decay).add_(row.to(statistic))
+            if self.decay != 1:
+                statistic.mul_(self.decay)
+            statistic.add_(row.to(statistic))
         self.discard_pending()
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
@@ -246,6 +253,10 @@ def commit(modules: Sequence[RunningStatistics]) -> None:
     if not modules:
         return
     pending = [m._pending for m in modules]
+    if not dist.is_distributed():
+        for module in modules:
+            module.commit()
+        return
     device = pending[0].device
     total = torch.cat([p.flatten().to(device) for p in pending])
     dist.all_reduce(total, op='sum')

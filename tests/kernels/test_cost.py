@@ -23,20 +23,20 @@ ROWS, COLUMNS = 1024, 2048
 COUNTS = range(1, COLUMNS + 1)
 # Operators of a forward and a backward call; the native path.
 CASES = [
-    (BalancedSoftmaxLoss, dict(class_counts=COUNTS), 45),
-    (SoftmaxEqualizationLoss, dict(num_classes=COLUMNS), 75),
+    (BalancedSoftmaxLoss, dict(class_counts=COUNTS), 35),
+    (SoftmaxEqualizationLoss, dict(num_classes=COLUMNS), 38),
     (
         SeesawSoftmaxLoss,
         dict(num_classes=COLUMNS, background='keep_odds'),
-        65,
+        46,
     ),
-    (BalancedSigmoidLoss, dict(class_counts=COUNTS), 80),
+    (BalancedSigmoidLoss, dict(class_counts=COUNTS), 38),
     (
         SigmoidEqualizationLoss,
         dict(num_classes=COLUMNS, background='negatives'),
-        95,
+        39,
     ),
-    (EqualizedFocalLoss, dict(num_classes=COLUMNS), 110),
+    (EqualizedFocalLoss, dict(num_classes=COLUMNS), 40),
 ]
 
 
