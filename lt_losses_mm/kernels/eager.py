@@ -72,8 +72,12 @@ def _at(work: Any, rows: Any) -> Any:
     return type(at)(*[field[index] for field in at])
 
 
-def new_like(z: Tensor) -> Tensor:
-    """Room for the gradient."""
+def new_gradient(work: Any, z: Tensor) -> Tensor:
+    """Room for it."""
+    if work.room is not None:
+        columns = z.size(1)
+        whole = z.new_empty(z.size(0), columns + work.room.columns)
+        return whole[:, :columns]
     return torch.empty_like(z, memory_format=torch.contiguous_format)
 
 
@@ -87,7 +91,7 @@ def _room_to_keep(work: Any, z: Tensor, wanted: bool = True) -> Tensor | None:
     wanted = wanted and work.needs_gradient and not work.overwrite
     if z.dtype != torch.float32 or not wanted:
         return None
-    return new_like(z)
+    return new_gradient(work, z)
 
 
 def _exactly(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -142,7 +146,7 @@ def softmax_backward(
     # A second backward pass through the same graph finds nothing kept.
     kept, work.kept = work.kept, None
     if out is None:
-        out = new_like(z) if kept is None else kept
+        out = new_gradient(work, z) if kept is None else kept
     for part, rows in _parts(z):
         at = _at(work, rows)
         if kept is None:
@@ -238,7 +242,7 @@ def sigmoid_backward(
     """Gradient, in ``out`` if given, which may be the logits."""
     kept, work.kept = work.kept, None
     if out is None:
-        out = new_like(z) if kept is None else kept
+        out = new_gradient(work, z) if kept is None else kept
     for part, rows in _parts(z):
         at = _at(work, rows)
         if kept is None:

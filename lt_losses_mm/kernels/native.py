@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ..functional.equalization import FOCAL, QUALITY_FOCAL
 from ..functional.two_sided import SHIFTED_BCE, WEIGHTED_BCE, Sides
-from .eager import new_like
+from .eager import new_gradient
 
 _SOURCE = Path(__file__).with_name('native.cpp')
 _FLAGS = (
@@ -237,13 +237,13 @@ def _start(work: Any, z: Tensor, **fields: Any) -> None:
         columns=z.size(1),
         pixels=z.size(2) if z.dim() == 3 else 1,
         stride=z.stride(0),
-        gradient_stride=z.stride(0) if work.kept is None else z.size(1),
         ignore=work.ignore_index,
         type=_TYPES[z.dtype],
         threads=torch.get_num_threads(),
     )
     if work.kept is not None:
         problem.gradient = work.kept.data_ptr()
+        problem.gradient_stride = work.kept.stride(0)
     load().lt_losses_run(ctypes.byref(problem), 1)
 
 
@@ -254,7 +254,7 @@ def _finish(
     # A second backward pass through the same graph finds nothing kept.
     kept, work.kept = work.kept, None
     if out is None:
-        out = new_like(z) if kept is None else kept
+        out = new_gradient(work, z) if kept is None else kept
     # The problem of the forward pass may serve several backward passes.
     problem = _Problem.from_buffer_copy(work.problem)
     problem.kept = kept is not None
@@ -282,7 +282,7 @@ def _room_to_keep(work: Any, z: Tensor) -> Tensor | None:
         and z.dtype == torch.float32
         and z.numel() * z.element_size() <= _KEEP
     ):
-        return new_like(z)
+        return new_gradient(work, z)
     return None
 
 

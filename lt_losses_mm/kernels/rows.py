@@ -11,7 +11,7 @@ differentiates the functional form.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Sequence, Tuple, Union
 
@@ -36,6 +36,19 @@ from .switch import path_for
 Sums = Union[Tensor, Tuple[Tensor, Tensor, Tensor], None]
 
 
+@dataclass
+class Room:
+    """Behind the rows of a gradient, for further columns.
+
+    Args:
+        columns (int): How many.
+        address (int, optional): That of the gradient, once it is there.
+    """
+
+    columns: int
+    address: int | None = None
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a loss is asked about, checked.
@@ -51,6 +64,7 @@ class Batch:
         quality (Tensor, optional): Of each row, (N, d1, ...).
         learns (bool): Whether statistics shall take notice.
         overwrite (bool): Whether the gradient may be written over the logits.
+        room (Room, optional): What the gradient shall leave free.
     """
 
     logits: Tensor
@@ -61,6 +75,7 @@ class Batch:
     quality: Tensor | None = None
     learns: bool = False
     overwrite: bool = False
+    room: Room | None = None
 
     @property
     def weight(self) -> Tensor | None:
@@ -222,6 +237,49 @@ def sigmoid_rows(
     return _Rows.apply(batch.logits, work), work.taken_sums()
 
 
+def split_columns(batch: Batch, at: int) -> tuple[Batch, Tensor]:
+    """Columns of logits that two losses share.
+
+    The gradient of a slice is a tensor of zeros as large as the whole; here
+    the second part's is written into room behind the first part's.
+
+    Args:
+        batch (Batch): Logits of (N, K).
+        at (int): Columns of the first part.
+
+    Returns:
+        tuple[Batch, Tensor]: The first part, and the logits of the second.
+    """
+    logits = batch.logits
+    if path_for(logits, batch.labels) == 'functional':
+        first, second = logits[:, :at], logits[:, at:]
+        return replace(batch, logits=first), second
+    room = Room(logits.size(1) - at)
+    first, second = _Columns.apply(logits, at, room)
+    return replace(batch, logits=first, room=room), second
+
+
+class _Columns(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, at: int, room: Room
+    ) -> tuple[Tensor, Tensor]:
+        ctx.shape, ctx.at, ctx.room = logits.shape, at, room
+        return logits[:, :at], logits[:, at:]
+
+    @staticmethod
+    def backward(ctx: Any, first: Tensor, second: Tensor) -> Any:
+        ours = (
+            first.data_ptr() == ctx.room.address
+            and first.stride(0) >= ctx.shape[1]
+        )
+        if torch.is_grad_enabled() or not ours:
+            return torch.cat([first, second], 1), None, None
+        whole = first.detach().as_strided(ctx.shape, first.stride())
+        whole[:, ctx.at :] = second
+        return whole, None, None
+
+
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, work: Any) -> Tensor:
@@ -263,6 +321,7 @@ class _Work(ABC):
         self.twin = twin
         self.ignore_index = batch.ignore_index
         self.overwrite = batch.overwrite
+        self.room = batch.room
         self.with_sums = with_sums
         self.sums: Sums = None
         # Of the logits' size, for backward to make the gradient of.
@@ -346,6 +405,8 @@ class _Work(ABC):
             # Whoever else saved the logits for backward must get an error.
             logits.detach()[:0].zero_()
         gradient = self.differentiate(z, self.rows(upstream).contiguous(), out)
+        if self.room is not None:
+            self.room.address = gradient.data_ptr()
         if self.last:
             n, k, h, w = logits.shape
             return gradient.view(n, h, w, k).permute(0, 3, 1, 2)

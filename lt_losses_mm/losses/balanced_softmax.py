@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from ..functional import shifted_softmax_cross_entropy
-from ..kernels import Batch, Seesaw, Shifted, Sums, softmax_rows
+from ..kernels import (
+    Batch,
+    Seesaw,
+    Shifted,
+    Sums,
+    softmax_rows,
+    split_columns,
+)
 from ..priors.shift import softmax_shift
 from ..registry import MODELS
 from .base import LongTailLoss
@@ -63,17 +70,16 @@ class ClassesAndObjectness(LongTailLoss):
                 )
             )
         is_background = labels == num_classes
+        classes, objectness = split_columns(batch, num_classes)
         of_class, found = softmax_rows(
             self.adjustment(num_classes, dtype),
             replace(
-                batch,
-                logits=batch.logits[:, :num_classes],
-                labels=labels.masked_fill(is_background, ignore_index),
+                classes, labels=labels.masked_fill(is_background, ignore_index)
             ),
             sums=sums,
         )
         of_object = shifted_softmax_cross_entropy(
-            batch.logits[:, num_classes:],
+            objectness,
             is_background.long().masked_fill(
                 labels == ignore_index, ignore_index
             ),

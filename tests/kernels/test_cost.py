@@ -37,6 +37,11 @@ CASES = [
         39,
     ),
     (EqualizedFocalLoss, dict(num_classes=COLUMNS), 40),
+    (
+        SeesawSoftmaxLoss,
+        dict(num_classes=COLUMNS - 2, background='objectness'),
+        80,
+    ),
 ]
 
 
@@ -70,6 +75,8 @@ def tensor(x):
 def cost(path, cls, kwargs, **more):
     with use_path(path):
         loss = cls(**kwargs, **more)
+        if loss.background == 'objectness':
+            loss.get_cls_channels(COLUMNS - 2)  # as a RoI head
         leaf = torch.randn(ROWS, COLUMNS, requires_grad=True)
         logits = leaf * 1
         labels = torch.arange(ROWS)

@@ -13,6 +13,7 @@ from lt_losses_mm.functional.equalization import (
 )
 from lt_losses_mm.functional.two_sided import SHIFTED_BCE, WEIGHTED_BCE
 from lt_losses_mm.kernels import (
+    PATHS,
     Batch,
     Seesaw,
     Shifted,
@@ -20,12 +21,14 @@ from lt_losses_mm.kernels import (
     path,
     sigmoid_rows,
     softmax_rows,
+    split_columns,
     use_path,
 )
 from lt_losses_mm.kernels import rows as rows_module
 from lt_losses_mm.losses import (
     BalancedSigmoidLoss,
     BalancedSoftmaxLoss,
+    SeesawSoftmaxLoss,
     SigmoidEqualizationLoss,
 )
 
@@ -615,3 +618,69 @@ def test_negative_element_weights(fast):
         rtol=2e-5,
         atol=2e-6,
     )
+
+
+# ------------------------------------------------- classes beside objectness
+def objectness_loss(cls, **kwargs):
+    loss = cls(background='objectness', **kwargs)
+    loss.get_cls_channels(5)
+    return loss
+
+
+@pytest.mark.parametrize('path', PATHS)
+@pytest.mark.parametrize('overwrite', [False, True])
+@pytest.mark.parametrize(
+    ('cls', 'kwargs'),
+    [
+        (BalancedSoftmaxLoss, dict(class_counts=[9, 7, 5, 3, 1])),
+        (SeesawSoftmaxLoss, dict(num_classes=5)),
+    ],
+)
+def test_gradient_of_split_columns(path, overwrite, cls, kwargs):
+    torch.manual_seed(0)
+    leaf = torch.randn(6, 7, requires_grad=True)
+    labels = torch.tensor([0, 4, 5, 5, 2, -100])
+
+    def gradient(path, **more):
+        with use_path(path):
+            loss = objectness_loss(cls, **kwargs, **more)
+            logits = leaf * 1
+            (found,) = torch.autograd.grad(loss(logits, labels), leaf)
+        return found
+
+    torch.testing.assert_close(
+        gradient(path, overwrite_logits=overwrite), gradient('functional')
+    )
+
+
+@pytest.mark.parametrize('path', PATHS)
+def test_second_derivative_of_split_columns(path):
+    torch.manual_seed(0)
+    logits = torch.randn(4, 7, dtype=torch.double, requires_grad=True)
+    labels = torch.tensor([0, 4, 5, 2])
+    loss = objectness_loss(BalancedSoftmaxLoss, class_counts=[9, 7, 5, 3, 1])
+    with use_path(path):
+        assert torch.autograd.gradgradcheck(
+            lambda z: loss(z, labels), (logits,)
+        )
+
+
+@pytest.mark.parametrize('path', ['native', 'eager'])
+def test_parts_of_split_columns_used_elsewhere(path):
+    """Gradients that arrive from several places are not taken for ours."""
+    torch.manual_seed(0)
+    logits = torch.randn(4, 7, requires_grad=True)
+    batch = Batch(logits, torch.tensor([0, 4, 1, 2]))
+    with use_path(path):
+        first, second = split_columns(batch, 5)
+        rows, _ = softmax_rows(Shifted(torch.zeros(5)), first)
+        rows.register_hook(lambda g: g.clone())
+        first.logits.register_hook(lambda g: g.clone().clone())
+        value = rows.sum() + first.logits.square().sum() + second.sum()
+        (found,) = torch.autograd.grad(value, logits)
+    copy = logits.detach().requires_grad_()
+    value = torch.nn.functional.cross_entropy(
+        copy[:, :5], batch.labels, reduction='sum'
+    )
+    value = value + copy[:, :5].square().sum() + copy[:, 5:].sum()
+    torch.testing.assert_close(found, torch.autograd.grad(value, copy)[0])

@@ -1,0 +1,34 @@
+"""The contract suite holds on every path; CI's default run takes the native.
+
+A process is set to a path from its start, as a user would do it.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', ['eager', 'functional'])
+def test_contract_suite(path):
+    environment = dict(os.environ, LT_LOSSES_PATH=path)
+    for name in [k for k in environment if k.startswith('PYTEST_')]:
+        del environment[name]
+    done = subprocess.run(
+        [
+            *(sys.executable, '-m', 'pytest', '-q', '-x'),
+            *('-p', 'no:cacheprovider', 'tests/contract'),
+        ],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert ' passed' in done.stdout
