@@ -36,7 +36,7 @@ _FLAGS = (
     '-fno-trapping-math -ffp-contract=fast -fPIC'
 ).split()
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_SHIFTED, _SEESAW, _BCE, _FOCAL = range(4)
+_SHIFTED, _SEESAW, _DROPPED, _BCE, _FOCAL = range(5)
 
 
 class _Problem(ctypes.Structure):
@@ -46,7 +46,7 @@ class _Problem(ctypes.Structure):
         *[
             (name, ctypes.c_void_p)
             for name in (
-                'logits gradient labels first second third quality weight '
+                'logits gradient labels first second third seed quality weight '
                 'element_weight upstream rows top total lse own sums '
                 'positive counts'
             ).split()
@@ -251,6 +251,13 @@ def _softmax_fields(work: Any) -> dict[str, Any]:
     if hasattr(adjust, 'shift'):
         first = adjust.shift.to(torch.float32).contiguous()
         return dict(formula=_SHIFTED, first=first, spared=-1)
+    if hasattr(adjust, 'seed'):
+        return dict(
+            formula=_DROPPED,
+            first=adjust.probability.to(torch.float32).contiguous(),
+            seed=adjust.seed,
+            spared=adjust.num_classes,
+        )
     return dict(
         formula=_SEESAW,
         first=adjust.log_counts.to(torch.float32).contiguous(),
