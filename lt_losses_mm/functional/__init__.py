@@ -7,6 +7,7 @@ from .balanced import (
     shifted_sigmoid_cross_entropy,
     shifted_softmax_cross_entropy,
 )
+from .draw import random_drops
 from .equalization import (
     equalization_weights,
     equalized_focal_factors,
@@ -32,6 +33,7 @@ __all__ = [
     'equalized_focal_sums',
     'equalized_quality_focal_loss',
     'equalized_quality_focal_sums',
+    'random_drops',
     'seesaw_cross_entropy',
     'seesaw_logits',
     'shifted_sigmoid_cross_entropy',

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .balanced import add_shift, shifted_softmax_cross_entropy
+from .balanced import add_shift
 from .two_sided import (
     WEIGHTED_BCE,
     Sides,
@@ -562,14 +562,32 @@ def softmax_equalization_v1(
         kept = torch.where(dropped, labels.to(logits.dtype), 1.0)
         log_sum = (logits + kept.log()).logsumexp(1, keepdim=True)
         return (labels.to(logits.dtype) * (log_sum - logits)).sum(1)
+    return F.cross_entropy(
+        equalized_logits(logits, labels, dropped, ignore_index),
+        labels,
+        reduction='none',
+        ignore_index=ignore_index,
+    )
+
+
+def equalized_logits(
+    logits: Tensor, labels: Tensor, dropped: Tensor, ignore_index: int
+) -> Tensor:
+    """Logits, minus infinity where they are left out, but for the label's.
+
+    Args:
+        logits (Tensor): (N, K) or (N, K, d1, ...), floating.
+        labels (Tensor): Index labels in [0, K).
+        dropped (Tensor): Bool, the logits' shape.
+        ignore_index (int): Nothing is left out of rows of this label.
+
+    Returns:
+        Tensor: The logits' shape, fp32 or the logits' wider type.
+    """
+    logits = upcast(logits)
     at = find_label(labels, logits.size(1), ignore_index)
     # An ignored row whose columns are all dropped would have a NaN gradient.
     dropped = dropped.scatter(
         1, at.column, dropped.gather(1, at.column) & ~at.positive
     ).masked_fill(at.ignored, False)
-    return shifted_softmax_cross_entropy(
-        logits.masked_fill(dropped, -torch.inf),
-        labels,
-        logits.new_zeros(logits.size(1)),
-        ignore_index=ignore_index,
-    )
+    return logits.masked_fill(dropped, -torch.inf)

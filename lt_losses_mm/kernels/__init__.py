@@ -3,6 +3,7 @@
 
 from .rows import (
     Batch,
+    Dropped,
     Seesaw,
     Shifted,
     Sums,
@@ -15,6 +16,7 @@ from .switch import PATHS, path, use_path
 __all__ = [
     'PATHS',
     'Batch',
+    'Dropped',
     'Seesaw',
     'Shifted',
     'Sums',

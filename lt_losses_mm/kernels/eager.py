@@ -113,14 +113,27 @@ def _new_rows(work: Any, z: Tensor) -> Tensor:
     return z.new_empty(work.labels.shape, dtype=upcast(z[:0]).dtype)
 
 
+def _adjusted(work: Any, z: Tensor, part: Any, rows: Any) -> Tensor:
+    """What the softmax of a part is taken of."""
+    adjust = work.adjust
+    if hasattr(adjust, 'first_row'):
+        pixels = work.labels[:1].numel()
+        first = (
+            rows.start * pixels
+            if isinstance(rows, slice)
+            else rows[0].start * pixels + rows[1].start
+        )
+        adjust = adjust._replace(first_row=first, word=torch.int32)
+    return adjust(z[part], work.labels[rows], work.ignore_index)
+
+
 @_exactly
 def softmax_forward(work: Any, z: Tensor) -> Tensor:
     """Losses of rows; state for the backward pass, and sums, in ``work``."""
     losses, sums = _new_rows(work, z), _new_sums(z)
     work.kept = kept = _room_to_keep(work, z)
     for part, rows in _parts(z):
-        labels, at = work.labels[rows], _at(work, rows)
-        logits = work.adjust(z[part], labels, work.ignore_index)
+        at, logits = _at(work, rows), _adjusted(work, z, part, rows)
         if kept is not None and z.dim() == 2:
             log_p = torch.log_softmax(logits, 1, out=kept[part])
         else:
@@ -150,8 +163,7 @@ def softmax_backward(
     for part, rows in _parts(z):
         at = _at(work, rows)
         if kept is None:
-            labels = work.labels[rows]
-            p = work.adjust(z[part], labels, work.ignore_index).softmax(1)
+            p = _adjusted(work, z, part, rows).softmax(1)
         else:
             p = kept[part].exp_()
         factor = upstream[rows].unsqueeze(1).masked_fill(~at.positive, 0)

@@ -28,16 +28,18 @@ static int omp_get_thread_num() { return 0; }
 
 namespace {
 
-enum Formula : int64_t { SHIFTED = 0, SEESAW = 1, BCE = 2, FOCAL = 3 };
+enum Formula : int64_t { SHIFTED, SEESAW, DROPPED, BCE, FOCAL };
 
 struct Problem {
   const void* logits;
   void* gradient;
   const int64_t* labels;
-  const float* first;           // columns: shift, log count, focusing
+  const float* first;           // columns: shift, log count, probability of
+                                // being dropped, focusing
   const float* second;          // columns: weight of negatives, log count
                                 // where the column is the label (Seesaw)
   const float* third;           // columns: weight of positives
+  const int64_t* seed;          // two words (Dropped)
   const float* quality;         // rows, target at the label in place of 1
   const float* weight;          // rows, for the column sums
   const float* element_weight;  // as the logits, contiguous
@@ -54,7 +56,7 @@ struct Problem {
   int64_t images, columns, pixels;
   int64_t stride, gradient_stride;  // between images
   int64_t ignore, spared;           // labels of rows left out, of rows that
-                                    // are not shifted or weighted
+                                    // are not weighted or lose no column
   int64_t formula, type, threads;
   int64_t kept;  // backward: whether the gradient holds what forward left in
                  // it, slopes (sigmoids) or exponentials (softmax)
@@ -367,13 +369,41 @@ void over_rows(const Problem& p, Row row) {
   for (int64_t i = 0; i < p.images; ++i) row(i);
 }
 
+// ---------------------------------------------------------------------- draws
+// functional/draw.py says what is computed here, and why so.
+inline uint32_t rounds(uint32_t x, uint32_t key) {
+  x ^= x >> 15;
+  x = x * 0x2c1b3c6d + key;
+  x ^= x >> 12;
+  return x * 0x297a2d39;
+}
+
+inline uint32_t mixed(uint32_t x) {
+  x = rounds(x, 0);
+  return x ^ x >> 15;
+}
+
+// Words of the seed and of the columns; nothing for formulas without a draw.
+struct Draw {
+  uint32_t low = 0, high = 0;
+  std::vector<uint32_t> columns;
+
+  explicit Draw(const Problem& p) {
+    if (p.formula != DROPPED) return;
+    low = mixed(uint32_t(p.seed[0]));
+    high = mixed(low ^ uint32_t(p.seed[1]));
+    columns.resize(p.columns);
+    for (int64_t j = 0; j < p.columns; ++j) columns[j] = mixed(uint32_t(j));
+  }
+};
+
 // ------------------------------------------------------------------- softmax
 // What a logit becomes in a row of one label.
 template <int F>
 struct Shift {
   float p, q, log_count, lse, floor;
 
-  inline float operator()(float z, float first) const {
+  inline float operator()(float z, float first, int64_t) const {
     if (F == SHIFTED) return z + first;
     float rarer = first - log_count;
     float higher = z - lse - floor;
@@ -382,46 +412,74 @@ struct Shift {
   }
 };
 
-// Seesaw compares scores with the label's: lse is that of the plain logits.
+template <>
+struct Shift<DROPPED> {
+  const uint32_t* columns;
+  uint32_t first, second;  // words of the row
+  uint32_t label;          // word of its label's column: no other has it
+  float least;             // added to draws: 1 where nothing is dropped
+
+  inline float operator()(float z, float probability, int64_t j) const {
+    uint32_t bits = rounds(first ^ columns[j], second) >> 8;
+    bool dropped = float(int32_t(bits)) * 0x1p-24f + least < probability;
+    return dropped && columns[j] != label ? -INFINITY : z;
+  }
+};
+
+// Of row i. Seesaw compares scores with the label's: lse is that of the plain
+// logits.
 template <int F>
-inline Shift<F> shift_of(const Problem& p, int64_t label, float z_label,
-                         float lse) {
-  if (F == SHIFTED) return {};
-  float score = z_label - lse;
-  return {p.p, p.q, p.second[label], lse,
-          score > p.log_eps ? score : p.log_eps};
+inline Shift<F> shift_of(const Problem& p, const Draw& draw, int64_t i,
+                         int64_t label, float z_label, float lse) {
+  if constexpr (F == DROPPED) {
+    uint32_t first = mixed(draw.low + uint32_t(i));
+    return {draw.columns.data(), first, mixed(first ^ draw.high),
+            draw.columns[label], p.labels[i] == p.spared ? 1.f : 0.f};
+  } else {
+    if (F == SHIFTED) return {};
+    float score = z_label - lse;
+    return {p.p, p.q, p.second[label], lse,
+            score > p.log_eps ? score : p.log_eps};
+  }
 }
 
-template <class T, class X>
+// ONCE: what x gives is kept from the first use to the second.
+template <bool ONCE = false, class T, class X>
 void reduce_row(const T* z, int64_t columns, X x, float* top, float* total) {
-  float m = -INFINITY, sum = 0;
+  float m = -INFINITY, sum = 0, once[ONCE ? TILE : 1];
   for (int64_t begin = 0; begin < columns; begin += TILE) {
     int64_t size = std::min(TILE, columns - begin);
     const T* tile = z + begin;
-    float largest = largest_of(
-        size, [&](int64_t j) { return x(load(tile[j]), begin + j); }, m);
+    if (ONCE)
+      each(size,
+           [&](int64_t j) { once[j] = x(load(tile[j]), begin + j); });
+    auto value = [&](int64_t j) {
+      return ONCE ? once[j] : x(load(tile[j]), begin + j);
+    };
+    float largest = largest_of(size, value, m);
     if (largest > m) {
       sum *= fast_exp(m - largest);
       m = largest;
     }
     // All -inf: nothing to subtract.
     float base = m == -INFINITY ? 0.f : m;
-    sum += sum_of(size, [&](int64_t j) {
-      return fast_exp(x(load(tile[j]), begin + j) - base);
-    });
+    sum += sum_of(size,
+                  [&](int64_t j) { return fast_exp(value(j) - base); });
   }
   *top = m;
   *total = sum;
 }
 
 // The same for a row that stays in a cache: its exponentials are kept.
-template <class T, class X>
+template <bool ONCE, class T, class X>
 float keep_row(const T* z, int64_t columns, X x, float* top, float* kept) {
-  *top = largest_of(
-      columns, [&](int64_t j) { return x(load(z[j]), j); }, -INFINITY);
+  if (ONCE)
+    each(columns, [&](int64_t j) { kept[j] = x(load(z[j]), j); });
+  auto value = [&](int64_t j) { return ONCE ? kept[j] : x(load(z[j]), j); };
+  *top = largest_of(columns, value, -INFINITY);
   float base = *top == -INFINITY ? 0.f : *top;
   return sum_of(columns, [&](int64_t j) {
-    return kept[j] = fast_exp(x(load(z[j]), j) - base);
+    return kept[j] = fast_exp(value(j) - base);
   });
 }
 
@@ -429,6 +487,7 @@ template <int F, class T>
 void softmax_forward_matrix(const Problem& p) {
   const T* logits = static_cast<const T*>(p.logits);
   const float* first = p.first;
+  const Draw draw(p);
   auto normalise = [&](int64_t i) {
     const T* z = logits + i * p.stride;
     int64_t label = p.labels[i];
@@ -441,15 +500,15 @@ void softmax_forward_matrix(const Problem& p) {
           p.total + i);
       p.lse[i] = p.top[i] + logf(p.total[i]);
     }
-    Shift<F> x = shift_of<F>(p, label, load(z[label]), p.lse[i]);
-    auto shifted = [&](float v, int64_t j) { return x(v, first[j]); };
+    Shift<F> x = shift_of<F>(p, draw, i, label, load(z[label]), p.lse[i]);
+    auto shifted = [&](float v, int64_t j) { return x(v, first[j], j); };
     if (p.gradient)
-      p.total[i] = keep_row(z, p.columns, shifted, p.top + i,
-                            static_cast<float*>(p.gradient) +
-                                i * p.gradient_stride);
+      p.total[i] = keep_row<F == DROPPED>(z, p.columns, shifted, p.top + i,
+                                          static_cast<float*>(p.gradient) +
+                                              i * p.gradient_stride);
     else
-      reduce_row(z, p.columns, shifted, p.top + i, p.total + i);
-    p.rows[i] = (p.top[i] - x(load(z[label]), first[label])) +
+      reduce_row<F == DROPPED>(z, p.columns, shifted, p.top + i, p.total + i);
+    p.rows[i] = (p.top[i] - x(load(z[label]), first[label], label)) +
                 logf(p.total[i]);
     p.own[i] = -expm1f(-p.rows[i]);
   };
@@ -466,7 +525,7 @@ void softmax_forward_matrix(const Problem& p) {
       float weight = p.weight ? p.weight[i] : 1.f;
       if (!has_label(p, label) || weight == 0) continue;
       const T* z = logits + i * p.stride;
-      Shift<F> x = shift_of<F>(p, label, load(z[label]), p.lse[i]);
+      Shift<F> x = shift_of<F>(p, draw, i, label, load(z[label]), p.lse[i]);
       float top = p.top[i], factor = weight / p.total[i];
       bool inside = begin <= label && label < end;
       float before = inside ? sums[label - begin] : 0;
@@ -476,7 +535,7 @@ void softmax_forward_matrix(const Problem& p) {
         each(end - begin, [&](int64_t j) { sums[j] += factor * kept[j]; });
       } else {
         each(end - begin, [&](int64_t j) {
-          float v = x(load(z[begin + j]), first[begin + j]);
+          float v = x(load(z[begin + j]), first[begin + j], begin + j);
           sums[j] += factor * fast_exp(v - top);
         });
       }
@@ -487,6 +546,7 @@ void softmax_forward_matrix(const Problem& p) {
 
 template <int F, class T>
 void softmax_backward_matrix(const Problem& p) {
+  const Draw draw(p);
   over_rows(p, [&](int64_t i) {
     const T* z = static_cast<const T*>(p.logits) + i * p.stride;
     T* g = static_cast<T*>(p.gradient) + i * p.gradient_stride;
@@ -502,11 +562,12 @@ void softmax_backward_matrix(const Problem& p) {
       store(g + label, load(g[label]) - upstream);
       return;
     }
-    Shift<F> x = shift_of<F>(p, label, load(z[label]), p.lse[i]);
-    float own = factor * fast_exp(x(load(z[label]), p.first[label]) - top);
+    Shift<F> x = shift_of<F>(p, draw, i, label, load(z[label]), p.lse[i]);
+    float own =
+        factor * fast_exp(x(load(z[label]), p.first[label], label) - top);
     const float* first = p.first;
     each(p.columns, [&](int64_t j) {
-      store(g + j, factor * fast_exp(x(load(z[j]), first[j]) - top));
+      store(g + j, factor * fast_exp(x(load(z[j]), first[j], j) - top));
     });
     store(g + label, own - upstream);
   });
@@ -518,13 +579,14 @@ template <int F, class T>
 struct Shifts {
   float p, q, log_count[PIXELS], lse[PIXELS], floor[PIXELS];
 
-  Shifts(const Problem& problem, const T* z, int64_t at, int64_t size)
+  Shifts(const Problem& problem, const Draw& draw, const T* z, int64_t at,
+         int64_t size)
       : p(problem.p), q(problem.q) {
     if (F == SHIFTED) return;
     for (int64_t b = 0; b < size; ++b) {
       int64_t label = problem.labels[at + b];
       if (!has_label(problem, label)) label = 0;
-      Shift<F> x = shift_of<F>(problem, label,
+      Shift<F> x = shift_of<F>(problem, draw, at + b, label,
                                load(z[label * problem.pixels + b]),
                                problem.lse[at + b]);
       log_count[b] = x.log_count;
@@ -537,12 +599,45 @@ struct Shifts {
     float p, q;
     const float *log_count, *lse, *floor;
 
-    inline float operator()(float z, float first, int64_t b) const {
+    inline float operator()(float z, float first, int64_t b,
+                            int64_t c) const {
       if (F == SHIFTED) return z + first;
-      return Shift<F>{p, q, log_count[b], lse[b], floor[b]}(z, first);
+      return Shift<F>{p, q, log_count[b], lse[b], floor[b]}(z, first, c);
     }
   };
   View view() const { return {p, q, log_count, lse, floor}; }
+};
+
+template <class T>
+struct Shifts<DROPPED, T> {
+  const uint32_t* columns;
+  uint32_t first[PIXELS], second[PIXELS], label[PIXELS];
+  float least[PIXELS];
+
+  Shifts(const Problem& problem, const Draw& draw, const T*, int64_t at,
+         int64_t size)
+      : columns(draw.columns.data()) {
+    for (int64_t b = 0; b < size; ++b) {
+      int64_t own = problem.labels[at + b];
+      if (!has_label(problem, own)) own = 0;
+      Shift<DROPPED> x = shift_of<DROPPED>(problem, draw, at + b, own, 0, 0);
+      first[b] = x.first;
+      second[b] = x.second;
+      label[b] = x.label;
+      least[b] = x.least;
+    }
+  }
+  struct View {
+    const uint32_t *columns, *first, *second, *label;
+    const float* least;
+
+    inline float operator()(float z, float probability, int64_t b,
+                            int64_t c) const {
+      return Shift<DROPPED>{columns, first[b], second[b], label[b],
+                            least[b]}(z, probability, c);
+    }
+  };
+  View view() const { return {columns, first, second, label, least}; }
 };
 
 // Largest value of each pixel, and the sum of the exponentials.
@@ -555,7 +650,7 @@ void reduce_maps(const Problem& p, const T* z, int64_t size, X x, float* top,
     const T* row = z + c * p.pixels;
     float first = p.first[c];
     each(size, [=](int64_t b) {
-      float v = x(load(row[b]), first, b);
+      float v = x(load(row[b]), first, b, c);
       top[b] = top[b] > v ? top[b] : v;
     });
   }
@@ -564,25 +659,26 @@ void reduce_maps(const Problem& p, const T* z, int64_t size, X x, float* top,
     float first = p.first[c];
     each(size, [=](int64_t b) {
       float base = top[b] == -INFINITY ? 0.f : top[b];
-      total[b] += fast_exp(x(load(row[b]), first, b) - base);
+      total[b] += fast_exp(x(load(row[b]), first, b, c) - base);
     });
   }
 }
 
 template <int F, class T>
 void softmax_forward_maps(const Problem& p) {
+  const Draw draw(p);
   over_maps(p, [&](int64_t n, int64_t pixel, int64_t size, double* sums) {
     const T* z = static_cast<const T*>(p.logits) + n * p.stride + pixel;
     int64_t at = n * p.pixels + pixel;
     float top[PIXELS], total[PIXELS];
     std::fill(p.lse + at, p.lse + at + size, 0.f);
     if (F == SEESAW) {
-      auto plain = [](float v, float, int64_t) { return v; };
+      auto plain = [](float v, float, int64_t, int64_t) { return v; };
       reduce_maps(p, z, size, plain, top, total);
       for (int64_t b = 0; b < size; ++b)
         p.lse[at + b] = top[b] + logf(total[b]);
     }
-    Shifts<F, T> shifts(p, z, at, size);
+    Shifts<F, T> shifts(p, draw, z, at, size);
     auto x = shifts.view();
     reduce_maps(p, z, size, x, top, total);
     float factor[PIXELS];
@@ -595,7 +691,8 @@ void softmax_forward_maps(const Problem& p) {
       p.total[at + b] = total[b];
       p.rows[at + b] =
           counts ? top[b] -
-                       x(load(z[label * p.pixels + b]), p.first[label], b) +
+                       x(load(z[label * p.pixels + b]), p.first[label], b,
+                         label) +
                        logf(total[b])
                  : 0.f;
       p.own[at + b] = -expm1f(-p.rows[at + b]);
@@ -609,7 +706,7 @@ void softmax_forward_maps(const Problem& p) {
       int32_t column = int32_t(c);
       sums[c] += sum_of(size, [&](int64_t b) {
         float share =
-            factor[b] * fast_exp(x(load(row[b]), first, b) - top[b]);
+            factor[b] * fast_exp(x(load(row[b]), first, b, c) - top[b]);
         return own[b] == column || factor[b] == 0 ? 0.f : share;
       });
     }
@@ -618,11 +715,12 @@ void softmax_forward_maps(const Problem& p) {
 
 template <int F, class T>
 void softmax_backward_maps(const Problem& p) {
+  const Draw draw(p);
   over_maps(p, [&](int64_t n, int64_t pixel, int64_t size, double*) {
     const T* z = static_cast<const T*>(p.logits) + n * p.stride + pixel;
     T* g = static_cast<T*>(p.gradient) + n * p.gradient_stride + pixel;
     int64_t at = n * p.pixels + pixel;
-    Shifts<F, T> shifts(p, z, at, size);
+    Shifts<F, T> shifts(p, draw, z, at, size);
     auto x = shifts.view();
     float factor[PIXELS], own[PIXELS];
     for (int64_t b = 0; b < size; ++b) {
@@ -631,7 +729,7 @@ void softmax_backward_maps(const Problem& p) {
       factor[b] = counts ? p.upstream[at + b] / p.total[at + b] : 0.f;
       if (counts)
         own[b] = factor[b] * fast_exp(x(load(z[label * p.pixels + b]),
-                                        p.first[label], b) -
+                                        p.first[label], b, label) -
                                       p.top[at + b]);
     }
     const float* top = p.top + at;
@@ -641,7 +739,7 @@ void softmax_backward_maps(const Problem& p) {
       float first = p.first[c];
       each(size, [&](int64_t b) {
         float share =
-            factor[b] * fast_exp(x(load(row[b]), first, b) - top[b]);
+            factor[b] * fast_exp(x(load(row[b]), first, b, c) - top[b]);
         store(to + b, factor[b] == 0 ? 0.f : share);
       });
     }
@@ -870,7 +968,7 @@ void sigmoid_backward_maps(const Problem& p) {
 template <int F, class T>
 void run(const Problem& p, bool forward) {
   bool matrix = p.pixels == 1;
-  if constexpr (F == SHIFTED || F == SEESAW) {
+  if constexpr (F == SHIFTED || F == SEESAW || F == DROPPED) {
     if (!forward)
       return matrix ? softmax_backward_matrix<F, T>(p)
                     : softmax_backward_maps<F, T>(p);
@@ -890,6 +988,7 @@ void run(const Problem& p, bool forward) {
   switch (p.formula) {
     case SHIFTED: return run<SHIFTED, T>(p, forward);
     case SEESAW: return run<SEESAW, T>(p, forward);
+    case DROPPED: return run<DROPPED, T>(p, forward);
     case BCE: return run<BCE, T>(p, forward);
     case FOCAL: return run<FOCAL, T>(p, forward);
   }

@@ -37,7 +37,7 @@ _FLAGS = (
     '-fno-trapping-math -ffp-contract=fast -fPIC'
 ).split()
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_SHIFTED, _SEESAW, _BCE, _FOCAL = range(4)
+_SHIFTED, _SEESAW, _DROPPED, _BCE, _FOCAL = range(5)
 
 
 class _Problem(ctypes.Structure):
@@ -47,7 +47,7 @@ class _Problem(ctypes.Structure):
         *[
             (name, ctypes.c_void_p)
             for name in (
-                'logits gradient labels first second third quality weight '
+                'logits gradient labels first second third seed quality weight '
                 'element_weight upstream rows top total lse own sums '
                 'positive counts'
             ).split()
@@ -305,7 +305,14 @@ def _float(values: Tensor) -> Tensor:
 
 def _softmax_fields(adjust: Any) -> dict[str, Any]:
     if hasattr(adjust, 'shift'):
-        return dict(formula=_SHIFTED, first=_float(adjust.shift))
+        return dict(formula=_SHIFTED, first=_float(adjust.shift), spared=-1)
+    if hasattr(adjust, 'seed'):
+        return dict(
+            formula=_DROPPED,
+            first=_float(adjust.probability),
+            seed=adjust.seed,
+            spared=adjust.num_classes,
+        )
     return dict(
         formula=_SEESAW,
         first=_float(adjust.log_counts),
@@ -313,6 +320,7 @@ def _softmax_fields(adjust: Any) -> dict[str, Any]:
         p=adjust.p,
         q=adjust.q,
         log_eps=math.log(adjust.eps),
+        spared=-1,
     )
 
 
@@ -323,7 +331,6 @@ def softmax_forward(work: Any, z: Tensor) -> Tensor:
     _start(
         work,
         z,
-        spared=-1,
         **_rows_of(work.state, 'rows', 'own', 'top', 'total', 'lse'),
         **_new_sums(work, z),
         **_softmax_fields(work.adjust),

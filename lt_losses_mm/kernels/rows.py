@@ -20,7 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..functional.balanced import add_shift
-from ..functional.equalization import softmax_sums, without_object
+from ..functional.draw import random_drops
+from ..functional.equalization import (
+    equalized_logits,
+    softmax_sums,
+    without_object,
+)
 from ..functional.seesaw import seesaw_logits
 from ..functional.two_sided import (
     AtLabel,
@@ -123,13 +128,47 @@ class Seesaw(NamedTuple):
         )
 
 
+class Dropped(NamedTuple):
+    """Logits, minus infinity where a class is left out at random.
+
+    Never the label's own, nor any in rows of background.
+
+    Args:
+        probability (Tensor): (K,), floating.
+        seed (Tensor): (2,), int64, of
+            :func:`~lt_losses_mm.functional.random_drops`.
+        num_classes (int): Label of background.
+        first_row (int): Where the rows begin among those of the batch.
+        word (dtype): Of the words of the draw.
+    """
+
+    probability: Tensor
+    seed: Tensor
+    num_classes: int
+    first_row: int = 0
+    word: torch.dtype = torch.int64
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, ignore_index: int
+    ) -> Tensor:
+        dropped = random_drops(
+            self.seed,
+            self.probability,
+            labels.shape,
+            self.first_row,
+            self.word,
+        )
+        dropped = dropped & ~without_object(labels, self.num_classes)
+        return equalized_logits(logits, labels, dropped, ignore_index)
+
+
 def softmax_rows(
-    adjust: Shifted | Seesaw, batch: Batch, *, sums: bool = False
+    adjust: Shifted | Seesaw | Dropped, batch: Batch, *, sums: bool = False
 ) -> tuple[Tensor, Sums]:
     """Cross-entropy of adjusted logits.
 
     Args:
-        adjust (Shifted | Seesaw): What the softmax is taken of.
+        adjust (Shifted | Seesaw | Dropped): What the softmax is taken of.
         batch (Batch): Element weights are not read.
         sums (bool): Whether to compute the second value.
 
@@ -430,11 +469,15 @@ class _SoftmaxWork(_Work):
         batch: Batch,
         twin: Any,
         with_sums: bool,
-        adjust: Shifted | Seesaw,
+        adjust: Shifted | Seesaw | Dropped,
     ) -> None:
         super().__init__(path, batch, twin, with_sums)
         self._of_columns(
-            [value for value in adjust if isinstance(value, Tensor)],
+            [
+                value
+                for value in adjust
+                if isinstance(value, Tensor) and value.is_floating_point()
+            ],
             batch.logits.size(1),
         )
         self.adjust = adjust

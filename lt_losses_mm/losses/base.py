@@ -212,8 +212,8 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         )
 
     def remember(
-        self, key: Any, counts: Tensor, compute: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+        self, key: Any, counts: Tensor, compute: Callable[[Tensor], Any]
+    ) -> Any:
         """``compute(counts)``, which ten operators on (C,) may be.
 
         As much as a kernel takes for a RoI head, and one operator to see

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ..functional import (
+    random_drops,
     softmax_equalization_v1,
     without_object,
 )
+from ..functional.draw import new_seed
 from ..functional.two_sided import WEIGHTED_BCE
-from ..kernels import Batch, sigmoid_rows
+from ..kernels import Batch, Dropped, sigmoid_rows, softmax_rows
 from ..registry import MODELS
 from .sigmoid import SigmoidLoss
 
@@ -36,7 +38,9 @@ class EqualizationLoss(SigmoidLoss):
     T_k (1 - t_k)`, where :math:`\beta` is 1 with probability ``gamma``, drawn
     anew for each row and class. RoI heads then get C + 1 logits, the last of
     which is background and is never left out; rows of background keep all
-    classes.
+    classes. A draw follows from a seed, which each call takes from PyTorch's
+    generator, and from its row and column: it is the same in the backward
+    pass, where activations are recomputed, and in any layout of memory.
 
     Args:
         threshold (float): Count below which a class is rare; or, if below 1,
@@ -114,31 +118,32 @@ class EqualizationLoss(SigmoidLoss):
     def row_loss(self, batch: Batch) -> Tensor:
         if self.use_sigmoid:
             return self._sigmoid_rows(batch)
-        return softmax_equalization_v1(
-            batch.logits,
-            batch.labels,
-            self._draw(batch.logits, batch.labels),
-            ignore_index=batch.ignore_index,
-        )
+        return self._softmax_rows(batch)
 
     def _sigmoid_rows(self, batch: Batch) -> Tensor:
-        kept = (~self.tail()).float()
-        weights = torch.ones_like(kept), kept
+        def of_sides(_: Tensor) -> tuple[Tensor, Tensor]:
+            kept = (~self.tail()).float()
+            return torch.ones_like(kept), kept
+
+        weights = self.remember(self.threshold, self.class_counts, of_sides)
         rows, _ = sigmoid_rows(
             WEIGHTED_BCE, weights, batch, spare_background=True
         )
         return rows
 
-    def _draw(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Elements that the softmax form leaves out, of the logits' shape."""
-        tail = self.tail()
-        if logits.size(1) > tail.numel():
-            tail = torch.cat([tail, tail.new_zeros(1)])
-        tail = tail.view((1, -1) + (1,) * (logits.dim() - 2))
-        dropped = tail & (
-            torch.rand(logits.shape, device=logits.device) < self.gamma
-        )
-        return dropped & ~without_object(labels, self.num_classes)
+    def _softmax_rows(self, batch: Batch) -> Tensor:
+        logits, labels = batch.logits, batch.labels
+        probability = self.gamma * self.tail().float()
+        if logits.size(1) > self.num_classes:
+            probability = torch.cat([probability, probability.new_zeros(1)])
+        seed = new_seed(logits.device)
+        if not labels.is_floating_point():
+            adjust = Dropped(probability, seed, self.num_classes)
+            return softmax_rows(adjust, batch)[0]
+        shape = logits.shape[:1] + logits.shape[2:]
+        dropped = random_drops(seed, probability, shape)
+        dropped = dropped & ~without_object(labels, self.num_classes)
+        return softmax_equalization_v1(logits, labels, dropped)
 
     def scores(self, cls_score: Tensor) -> tuple[Tensor, Tensor]:
         if self.use_sigmoid:
