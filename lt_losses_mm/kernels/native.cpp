@@ -421,7 +421,7 @@ struct Shift<DROPPED> {
   inline float operator()(float z, float probability, int64_t j) const {
     uint32_t bits = rounds(first ^ columns[j], second) >> 8;
     bool dropped = float(int32_t(bits)) * 0x1p-24f + least < probability;
-    return dropped && columns[j] != label ? -INFINITY : z;
+    return dropped & (columns[j] != label) ? -INFINITY : z;
   }
 };
 
@@ -442,7 +442,8 @@ inline Shift<F> shift_of(const Problem& p, const Draw& draw, int64_t i,
   }
 }
 
-// ONCE: what x gives is kept from the first use to the second.
+// ONCE: what x gives is kept from the first use to the second. Captured by
+// value, so that no store can be taken for a change of it.
 template <bool ONCE = false, class T, class X>
 void reduce_row(const T* z, int64_t columns, X x, float* top, float* total) {
   float m = -INFINITY, sum = 0, once[ONCE ? TILE : 1];
@@ -450,8 +451,9 @@ void reduce_row(const T* z, int64_t columns, X x, float* top, float* total) {
     int64_t size = std::min(TILE, columns - begin);
     const T* tile = z + begin;
     if (ONCE)
-      each(size,
-           [&](int64_t j) { once[j] = x(load(tile[j]), begin + j); });
+      each(size, [&once, x, tile, begin](int64_t j) {
+        once[j] = x(load(tile[j]), begin + j);
+      });
     auto value = [&](int64_t j) {
       return ONCE ? once[j] : x(load(tile[j]), begin + j);
     };
@@ -488,7 +490,8 @@ void softmax_forward_matrix(const Problem& p) {
     }
     Shift<F> x = shift_of<F>(p, draw, i, label, load(z[label]), p.lse[i]);
     reduce_row<F == DROPPED>(
-        z, p.columns, [&](float v, int64_t j) { return x(v, first[j], j); },
+        z, p.columns,
+        [x, first](float v, int64_t j) { return x(v, first[j], j); },
         p.top + i, p.total + i);
     p.rows[i] = (p.top[i] - x(load(z[label]), first[label], label)) +
                 logf(p.total[i]);

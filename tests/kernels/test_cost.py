@@ -13,6 +13,7 @@ from lt_losses_mm.kernels import native, use_path
 from lt_losses_mm.losses import (
     BalancedSigmoidLoss,
     BalancedSoftmaxLoss,
+    EqualizationLoss,
     EqualizedFocalLoss,
     SeesawSoftmaxLoss,
     SigmoidEqualizationLoss,
@@ -29,6 +30,11 @@ CASES = [
         SeesawSoftmaxLoss,
         dict(num_classes=COLUMNS, background='keep_odds'),
         65,
+    ),
+    (
+        EqualizationLoss,
+        dict(class_counts=COUNTS, threshold=500, use_sigmoid=False),
+        60,
     ),
     (BalancedSigmoidLoss, dict(class_counts=COUNTS), 80),
     (
