@@ -57,8 +57,9 @@ def random_drops(
 
     With m the mixer, row i has two words, :math:`a_i = m(m(s_0) + i)` and
     :math:`b_i = m(a_i \oplus m(m(s_0) \oplus s_1))`. The number of its column
-    j is m of :math:`a_i \oplus m(j)`, where :math:`b_i` is added between the
-    two rounds, so that rows with an a near each other differ nevertheless.
+    j is m of :math:`a_i \oplus m(j)`, without the last step of m, which mends
+    low bits. :math:`b_i` is added between its two rounds, so that rows of
+    the same a differ nevertheless.
 
     Args:
         seed (Tensor): (2,), int64, in [0, 2^32), see :func:`new_seed`.
@@ -75,7 +76,7 @@ def random_drops(
         Tensor: (N, K, d1, ...), bool.
 
     Example:
-        >>> seed = torch.tensor([1, 3])
+        >>> seed = torch.tensor([1, 11])
         >>> random_drops(seed, torch.tensor([0, 0.5, 1]), (2,))
         tensor([[False,  True,  True],
                 [False, False,  True]])

@@ -422,7 +422,7 @@ struct Shift<DROPPED> {
   inline float operator()(float z, float probability, int64_t j) const {
     uint32_t bits = rounds(first ^ columns[j], second) >> 8;
     bool dropped = float(int32_t(bits)) * 0x1p-24f + least < probability;
-    return dropped && columns[j] != label ? -INFINITY : z;
+    return dropped & (columns[j] != label) ? -INFINITY : z;
   }
 };
 
@@ -443,7 +443,8 @@ inline Shift<F> shift_of(const Problem& p, const Draw& draw, int64_t i,
   }
 }
 
-// ONCE: what x gives is kept from the first use to the second.
+// ONCE: what x gives is kept from the first use to the second. Captured by
+// value, so that no store can be taken for a change of it.
 template <bool ONCE = false, class T, class X>
 void reduce_row(const T* z, int64_t columns, X x, float* top, float* total) {
   float m = -INFINITY, sum = 0, once[ONCE ? TILE : 1];
@@ -451,8 +452,9 @@ void reduce_row(const T* z, int64_t columns, X x, float* top, float* total) {
     int64_t size = std::min(TILE, columns - begin);
     const T* tile = z + begin;
     if (ONCE)
-      each(size,
-           [&](int64_t j) { once[j] = x(load(tile[j]), begin + j); });
+      each(size, [&once, x, tile, begin](int64_t j) {
+        once[j] = x(load(tile[j]), begin + j);
+      });
     auto value = [&](int64_t j) {
       return ONCE ? once[j] : x(load(tile[j]), begin + j);
     };
@@ -474,11 +476,11 @@ void reduce_row(const T* z, int64_t columns, X x, float* top, float* total) {
 template <bool ONCE, class T, class X>
 float keep_row(const T* z, int64_t columns, X x, float* top, float* kept) {
   if (ONCE)
-    each(columns, [&](int64_t j) { kept[j] = x(load(z[j]), j); });
-  auto value = [&](int64_t j) { return ONCE ? kept[j] : x(load(z[j]), j); };
+    each(columns, [=](int64_t j) { kept[j] = x(load(z[j]), j); });
+  auto value = [=](int64_t j) { return ONCE ? kept[j] : x(load(z[j]), j); };
   *top = largest_of(columns, value, -INFINITY);
   float base = *top == -INFINITY ? 0.f : *top;
-  return sum_of(columns, [&](int64_t j) {
+  return sum_of(columns, [=](int64_t j) {
     return kept[j] = fast_exp(value(j) - base);
   });
 }
@@ -501,7 +503,9 @@ void softmax_forward_matrix(const Problem& p) {
       p.lse[i] = p.top[i] + logf(p.total[i]);
     }
     Shift<F> x = shift_of<F>(p, draw, i, label, load(z[label]), p.lse[i]);
-    auto shifted = [&](float v, int64_t j) { return x(v, first[j], j); };
+    auto shifted = [x, first](float v, int64_t j) {
+      return x(v, first[j], j);
+    };
     if (p.gradient)
       p.total[i] = keep_row<F == DROPPED>(z, p.columns, shifted, p.top + i,
                                           static_cast<float*>(p.gradient) +

@@ -47,8 +47,8 @@ class _Problem(ctypes.Structure):
         *[
             (name, ctypes.c_void_p)
             for name in (
-                'logits gradient labels first second third seed quality weight '
-                'element_weight upstream rows top total lse own sums '
+                'logits gradient labels first second third seed quality '
+                'weight element_weight upstream rows top total lse own sums '
                 'positive counts'
             ).split()
         ],

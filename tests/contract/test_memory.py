@@ -5,6 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lt_losses_mm.kernels import native, path
+
 
 class Largest(TorchDispatchMode):
     """Remembers the largest tensors that operators return."""
@@ -35,8 +37,10 @@ def test_maps_need_no_one_hot(loss_type, form, build, dtype):
     with Largest() as largest:
         loss(logits, labels, torch.rand(2, 16, 16)).backward()
     assert largest.elements == logits.numel()
-    if form(loss_type).arguments.get('gamma') != 1.0:
-        # The softmax form of EQL draws for each element.
+    draws = form(loss_type).arguments.get('use_sigmoid') is False
+    if not draws or (path() == 'native' and native.load()):
+        # Elsewhere EQL's softmax form draws for a part of the logits, which
+        # these all are.
         assert largest.integers <= pixels
 
 

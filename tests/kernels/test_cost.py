@@ -13,6 +13,7 @@ from lt_losses_mm.kernels import native, use_path
 from lt_losses_mm.losses import (
     BalancedSigmoidLoss,
     BalancedSoftmaxLoss,
+    EqualizationLoss,
     EqualizedFocalLoss,
     SeesawSoftmaxLoss,
     SigmoidEqualizationLoss,
@@ -30,6 +31,11 @@ CASES = [
         dict(num_classes=COLUMNS, background='keep_odds'),
         46,
     ),
+    (
+        EqualizationLoss,
+        dict(class_counts=COUNTS, threshold=500, use_sigmoid=False),
+        25,
+    ),
     (BalancedSigmoidLoss, dict(class_counts=COUNTS), 38),
     (
         SigmoidEqualizationLoss,
@@ -40,7 +46,7 @@ CASES = [
     (
         SeesawSoftmaxLoss,
         dict(num_classes=COLUMNS - 2, background='objectness'),
-        80,
+        68,
     ),
 ]
 

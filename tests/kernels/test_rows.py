@@ -15,6 +15,7 @@ from lt_losses_mm.functional.two_sided import SHIFTED_BCE, WEIGHTED_BCE
 from lt_losses_mm.kernels import (
     PATHS,
     Batch,
+    Dropped,
     Seesaw,
     Shifted,
     native,
@@ -24,6 +25,7 @@ from lt_losses_mm.kernels import (
     split_columns,
     use_path,
 )
+from lt_losses_mm.kernels import eager as eager_module
 from lt_losses_mm.kernels import rows as rows_module
 from lt_losses_mm.losses import (
     BalancedSigmoidLoss,
@@ -67,6 +69,7 @@ def parameters(columns, seed=0):
         weights=(1 + 4 * draw(), draw()),
         focal=focal_parameters(2 + 8 * draw(), 1 + draw(), 0.25),
         counts=(1000 * draw()).clamp(min=1).log(),
+        drop=draw().where(torch.arange(columns) % 3 > 0, 0),
     )
 
 
@@ -77,6 +80,12 @@ def shifted(batch, p, sums=True, **_):
 def seesaw(batch, p, sums=True, **_):
     counts = p['counts']
     adjust = Seesaw(counts, counts, 0.8, 2.0, 1e-2)
+    return softmax_rows(adjust, batch, sums=sums)
+
+
+def dropped(batch, p, sums=True, seed=(1, 2), **_):
+    # Background, where logits have it, is the last column.
+    adjust = Dropped(p['drop'], torch.tensor(seed), batch.logits.size(1) - 1)
     return softmax_rows(adjust, batch, sums=sums)
 
 
@@ -99,7 +108,7 @@ def quality(batch, p, sums=True, **kwargs):
     )
 
 
-SOFTMAX = [shifted, seesaw]
+SOFTMAX = [shifted, seesaw, dropped]
 SIGMOID = [shifted_bce, weighted_bce, focal, quality]
 
 
@@ -334,7 +343,7 @@ def test_rows_left_out_may_hold_anything(fast, formula):
         agree(compute(fast, formula, logits, labels), expected)
 
 
-@pytest.mark.parametrize('formula', [shifted, shifted_bce])
+@pytest.mark.parametrize('formula', [shifted, dropped, shifted_bce])
 @pytest.mark.parametrize('fast', FAST)
 def test_masked_logits(fast, formula):
     # As in masked softmax: a column that is out of the question.
@@ -345,6 +354,117 @@ def test_masked_logits(fast, formula):
         found = compute(fast, formula, logits, labels)
         agree(found, compute('functional', formula, logits, labels))
         assert (found[1][:, 2] == 0).all()
+
+
+# ---------------------------------------------------------------------- draws
+def left_out(path, logits, labels, **kwargs):
+    """Elements whose gradient is exactly 0, as (rows, K)."""
+    _, gradient, _ = compute(path, dropped, logits, labels, **kwargs)
+    return (gradient == 0).movedim(1, -1).flatten(0, -2)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('fast', [*FAST, 'functional'])
+def test_a_draw_depends_on_seed_row_and_column_only(fast, dtype, monkeypatch):
+    columns, upstream = 40, torch.ones(2, 17, 16)
+    logits = torch.randn(2, columns, 17, 16).to(dtype)
+    labels = torch.randint(columns, (2, 17, 16))
+    labels[0, 3] = 255
+
+    def of_map(logits, **kwargs):
+        return left_out(fast, logits, labels, upstream=upstream, **kwargs)
+
+    expected = left_out('functional', logits, labels, upstream=upstream)
+    assert 0.2 < expected.float().mean() < 0.5
+    assert torch.equal(of_map(logits), expected)
+    last = logits.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(of_map(last), expected)
+    matrix = logits.movedim(1, -1).reshape(-1, columns)
+    strided = torch.cat([matrix, matrix], 1)[:, :columns]
+    for z in (matrix, strided):
+        found = left_out(
+            fast, z, labels.flatten(), upstream=upstream.flatten()
+        )
+        assert torch.equal(found, expected)
+    # The parts of the eager path, in both ways that maps are cut.
+    for size in (columns, 100 * columns, 300 * columns):
+        monkeypatch.setattr(eager_module, '_ON_CPU', size)
+        assert torch.equal(of_map(logits), expected)
+        assert torch.equal(of_map(last), expected)
+    for seed in ((1, 3), (2, 2), (2**32 - 1, 2**32 - 1)):
+        found = of_map(logits, seed=seed)
+        assert not torch.equal(found, expected)
+        again = left_out(
+            'functional', logits, labels, upstream=upstream, seed=seed
+        )
+        assert torch.equal(found, again)
+
+
+@pytest.mark.skipif(native.load() is None, reason='no C++ compiler')
+@pytest.mark.parametrize('size', [(300, 66_000), (300, 9), (3, 9, 20, 20)])
+def test_a_draw_does_not_depend_on_threads(size):
+    logits, labels = make(size)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(left_out('native', logits, labels))
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize('path', [*FAST, 'functional'])
+@pytest.mark.parametrize('size', ['matrix', 'map'])
+def test_what_is_never_left_out(path, size):
+    logits, labels = make(SIZES[size])
+    upstream = torch.ones(labels.shape)
+    adjust = Dropped(torch.ones(K), torch.tensor([5, 6]), K - 1)
+    with use_path(path):
+        z = logits.requires_grad_()
+        losses, _ = softmax_rows(adjust, Batch(z, labels, 255))
+        (gradient,) = torch.autograd.grad(losses, z, upstream)
+    gradient = gradient.movedim(1, -1)
+    background, ignored = labels == K - 1, labels == 255
+    assert background.any()
+    assert ignored.any()
+    # Of rows with an object only the label is left: log 1.
+    assert (losses[~background] == 0).all()
+    assert (gradient[~background] == 0).all()
+    assert (gradient[background] != 0).all()
+    plain = torch.nn.functional.cross_entropy(
+        logits, labels, reduction='none', ignore_index=255
+    )
+    torch.testing.assert_close(losses[background], plain[background])
+
+
+@pytest.mark.parametrize('path', [*FAST, 'functional'])
+@pytest.mark.parametrize('is_map', [False, True])
+def test_infinite_and_large_logits_of_a_draw(path, is_map):
+    inf = torch.inf
+    labels = torch.tensor([0, 0, 0, 0, 1])
+    logits = torch.tensor(
+        [
+            [1e4, -1e4, 0.0],  # column 1 is left out for certain
+            [-1e4, 1e4, -1e4],
+            [0.0, inf, -inf],  # all others are out of the question
+            [-inf, 3.0, 0.0],  # the label is
+            [0.0, 1e4, 1e4],
+        ]
+    )
+    expected = [0, 0.6931, 0, inf, 0.6931]
+    if is_map:
+        logits, labels = logits.t()[None, ..., None], labels[None, :, None]
+    adjust = Dropped(torch.tensor([0.0, 1, 0]), torch.tensor([3, 4]), 3)
+    with use_path(path):
+        z = logits.requires_grad_()
+        losses, _ = softmax_rows(adjust, Batch(z, labels))
+        (gradient,) = torch.autograd.grad(losses.sum(), z)
+    torch.testing.assert_close(
+        losses.flatten(), torch.tensor(expected), rtol=1e-4, atol=1e-4
+    )
+    assert gradient.isfinite().all()
+    # Not of the row whose label it is.
+    assert (gradient.select(1, 1).flatten()[:4] == 0).all()
 
 
 # ------------------------------------------------------------------ behaviour
@@ -573,7 +693,7 @@ def test_shapes_that_do_not_fit(fast):
     p = parameters(K)
     short = parameters(K - 1)
     with use_path(fast):
-        for formula in (shifted, seesaw, weighted_bce, focal):
+        for formula in (shifted, seesaw, dropped, weighted_bce, focal):
             with pytest.raises(ValueError, match='one value a logit column'):
                 formula(Batch(logits, labels), short)
         with pytest.raises(ValueError, match='expected that of the labels'):

@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 import lt_losses_mm
+from lt_losses_mm.kernels import PATHS, use_path
 from lt_losses_mm.losses import (
     BalancedSoftmaxLoss,
     EqualizationLoss,
@@ -58,6 +60,9 @@ def observed(loss, *args, **kwargs):
     loss(*args, **kwargs)
     lt_losses_mm.commit_statistics(loss)
     return torch.stack(list(loss.statistics.values())) - before
+
+
+FLOAT32 = dict(rtol=1e-5, atol=1e-6)
 
 
 def close(ours, expected, **kwargs):
@@ -221,6 +226,101 @@ def test_eql_of_softmax_leaves_out_a_share_of_gamma():
     # Drawn for each row, and the class itself never loses its own term.
     rows = loss(torch.zeros(9, 2), torch.ones(9).long())
     assert rows.item() == pytest.approx(math.log(2))
+
+
+def random_softmax(gamma=0.6, classes=6):
+    return EqualizationLoss(
+        class_counts=[500, 1] * (classes // 2),
+        use_sigmoid=False,
+        gamma=gamma,
+        reduction='none',
+    )
+
+
+def with_seed(call, seed=0):
+    torch.manual_seed(seed)
+    return call()
+
+
+@pytest.mark.parametrize('size', [(40, 6), (40, 7), (3, 6, 5, 4)])
+def test_all_paths_of_eql_of_softmax_draw_the_same(size):
+    loss = random_softmax()
+    logits = torch.randn(size)
+    labels = torch.randint(size[1], size[:1] + size[2:])
+    labels.view(-1)[2] = -100 if len(size) == 2 else 255
+
+    def run(path):
+        with use_path(path):
+            z = logits.clone().requires_grad_()
+            rows = loss(z, labels)
+            rows.sum().backward()
+            return rows.detach(), z.grad
+
+    expected = with_seed(lambda: run('functional'))
+    assert (expected[1] == 0).any()
+    for path in PATHS:
+        rows, gradient = with_seed(lambda path=path: run(path))
+        close(rows, expected[0], **FLOAT32)
+        close(gradient, expected[1], **FLOAT32)
+        assert torch.equal(gradient == 0, expected[1] == 0)
+        # Each call draws anew.
+        assert not torch.equal(run(path)[1] == 0, gradient == 0)
+
+
+@pytest.mark.parametrize('path', PATHS)
+def test_derivatives_of_eql_of_softmax(path):
+    loss = random_softmax()
+    labels = torch.tensor([0, 1, 6, 3, -100])
+    logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+
+    def call(z):
+        return with_seed(lambda: loss(z, labels))
+
+    with use_path(path):
+        torch.autograd.gradcheck(call, logits, check_forward_ad=False)
+        torch.autograd.gradgradcheck(call, logits)
+
+
+@pytest.mark.parametrize('path', PATHS)
+def test_checkpoints_of_eql_of_softmax_draw_the_same(path):
+    loss = random_softmax()
+    labels = torch.arange(30) % 6
+    logits = torch.randn(30, 6, requires_grad=True)
+
+    def call(z):
+        return loss(2 * z, labels).sum()
+
+    def gradient(value):
+        return torch.autograd.grad(value(), logits)[0]
+
+    with use_path(path):
+        expected = with_seed(lambda: gradient(lambda: call(logits)))
+        found = with_seed(
+            lambda: gradient(
+                lambda: checkpoint(call, logits, use_reentrant=False)
+            )
+        )
+    close(found, expected, **FLOAT32)
+
+
+def test_eql_of_softmax_compiles_with_its_draw():
+    loss = random_softmax()
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend='eager', fullgraph=True)
+    for size in ((40, 7), (3, 6, 5, 4)):
+        logits = torch.randn(size)
+        labels = torch.randint(6, size[:1] + size[2:])
+        found = with_seed(lambda z=logits, y=labels: compiled(z, y))
+        expected = with_seed(lambda z=logits, y=labels: loss(z, y))
+        close(found, expected, **FLOAT32)
+
+
+def test_soft_labels_of_eql_of_softmax_have_the_same_draw():
+    loss = random_softmax()
+    logits, labels = torch.randn(40, 6), torch.arange(40) % 6
+    soft = F.one_hot(labels, 6).float()
+    found = with_seed(lambda: loss(logits, soft))
+    close(found, with_seed(lambda: loss(logits, labels)), **FLOAT32)
 
 
 # ------------------------------------------------------------- large logits

@@ -34,6 +34,27 @@ AVG_EPS = torch.finfo(torch.float32).eps
 SIDES = ('pos_grad', 'neg_grad', 'pos_count')
 
 
+def rounds(x, between=0):
+    """prospector32 of hash-prospector, but for its last xorshift."""
+    x ^= x >> 15
+    x = (x * 0x2C1B3C6D + between) % 2**32
+    x ^= x >> 12
+    return x * 0x297A2D39 % 2**32
+
+
+def mixed(x):
+    x = rounds(x)
+    return x ^ x >> 15
+
+
+def uniform(low, high, row, column):
+    """In [0, 1), of the seed's two words and the place."""
+    low = mixed(low)
+    first = mixed((low + row) % 2**32)
+    second = mixed(first ^ mixed(low ^ high))
+    return (rounds(first ^ mixed(column), second) >> 8) / 2**24
+
+
 def close(ours, expected, **kwargs):
     kwargs = {'rtol': 1e-10, 'atol': 1e-14, **kwargs}
     torch.testing.assert_close(ours, expected, **kwargs)
@@ -409,9 +430,11 @@ def run(loss, method, batches, mask_seed=None):
             logits, kwargs, reference = batches.draw(number)
             if mask_seed is not None:
                 torch.manual_seed(mask_seed + number)
-                mask = (torch.rand(logits.shape) < loss.gamma).double()
-                mask = mask.movedim(1, -1).reshape(ROWS, -1)
-                reference['mask'] = mask.tolist()
+                seed = torch.randint(2**32, (2,)).tolist()
+                reference['mask'] = [
+                    [uniform(*seed, i, j) < loss.gamma for j in range(C + 1)]
+                    for i in range(ROWS)
+                ]
                 torch.manual_seed(mask_seed + number)
             expected, gradient, rows = by_loops(method, statistics, reference)
             leaf = logits.clone().requires_grad_()
