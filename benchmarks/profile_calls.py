@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from ledger import ROOT, append, commit, cpu, read_ledger, versions
-from speed import SHAPES, Work
+from speed import SHAPES, Work, like_a_training
 from tqdm import tqdm
 
 from lt_losses_mm.kernels import native
@@ -59,7 +59,7 @@ def measure(name: str, runs: int) -> list[dict]:
     work = Work(SHAPES[name], torch.float32)
     watch = Watch()
     native.load = lambda: watch
-    torch.rand(1 << 20).pow(torch.rand(1 << 20))  # as speed.py
+    like_a_training()
     rows = []
     groups = work.calls(('native',), False)[:2]
     with tqdm(total=2 * sum(len(g) for g in groups), desc=name) as bar:

@@ -334,15 +334,25 @@ REPLACES = {
 
 
 # ------------------------------------------------------------------ measuring
+def like_a_training() -> None:
+    """Put the process into the state of one that trains a model.
+
+    PyTorch's log1p was seen to be much slower in a process that had not
+    called pow yet. And glibc hands blocks back to the system after each call,
+    whose pages are then faulted in again, until blocks of up to 32 MB have
+    been freed. Both are in favour of PyTorch's own losses.
+    """
+    torch.rand(1 << 20).pow(torch.rand(1 << 20))
+    torch.empty((32 << 18) - 4096).zero_()
+
+
 def interleave(
     calls: list[Call], logits: list[Tensor], runs: int, bar: tqdm
 ) -> dict[Call, np.ndarray]:
     """Seconds of each call in each round."""
     seconds: dict[Call, list[float]] = {call: [] for call in calls}
     order = random.Random(0)
-    # PyTorch's log1p was seen to be much slower in a process that had not
-    # called pow yet. This is in favour of its binary cross-entropy.
-    torch.rand(1 << 20).pow(torch.rand(1 << 20))
+    like_a_training()
     for call in calls:  # compiles, allocates, warms up
         call.step(logits)
     for _ in range(runs):
