@@ -29,7 +29,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Mapping, NamedTuple
 
 from ledger import ROOT, append, commit, read_ledger, versions
 from rich.console import Console
@@ -78,6 +78,8 @@ class Task(NamedTuple):
         dataset: Name in the ledger.
         by_mim: Whether ``mim`` starts the run, by the config's bare name; the
             package must be installed. Otherwise ``tools/train.py``.
+        published: Method -> overall figure with the recipe that the config
+            shortens, and its source.
     """
 
     config: str
@@ -86,6 +88,7 @@ class Task(NamedTuple):
     title: str
     dataset: str = 'digits-lt'
     by_mim: bool = False
+    published: Mapping[str, tuple[str, str]] = {}
 
 
 # What the first four metrics of each task are.
@@ -149,6 +152,19 @@ TASKS = dict(
         'CIFAR-100-LT, ResNet-32, 60 epochs: accuracy',
         dataset='cifar100-lt-if100',
         by_mim=True,
+        published=dict(
+            cross_entropy=(
+                '38.3; 37.7',
+                '[Cao et al.](https://arxiv.org/abs/1906.07413); '
+                '[Bag of Tricks](https://github.com/zhangyongshun/'
+                'BagofTricks-LT)',
+            ),
+            balanced_softmax=(
+                '43.0',
+                '[Bag of Tricks](https://github.com/zhangyongshun/'
+                'BagofTricks-LT)',
+            ),
+        ),
     ),
 )
 EMBEDDED = [name for name, task in TASKS.items() if not task.by_mim]
@@ -380,21 +396,30 @@ class Results:
     def table(self) -> list[list[str]]:
         """Header and rows, one a task and method."""
         rows = [['task', 'loss', 'seeds', *GROUPS, 'ECE (lower is better)']]
-        if 'classification' not in self.tasks:
+        if not any(len(TASKS[task].metrics) > 4 for task in self.tasks):
             rows[0].pop()
+        width = len(rows[0])
+        published = any(TASKS[task].published for task in self.tasks)
+        if published:
+            rows[0] += ['published, 200 epochs', 'source']
         for task in self.tasks:
             metrics = list(TASKS[task].metrics)
-            metrics += [''] * (len(rows[0]) - 3 - len(metrics))
+            metrics += [''] * (width - 3 - len(metrics))
             for method in self.methods:
                 cells = [self.cell(task, method, m) for m in metrics]
                 if set(cells) == {'-'}:
                     continue
                 seeds = len(self.values[task, method, metrics[0]])
                 names = f'{task} ({metrics[0]})', method
-                rows.append(
-                    [*(n.replace('_', ' ') for n in names), str(seeds), *cells]
-                )
+                row = [n.replace('_', ' ') for n in names]
+                row += [str(seeds), *cells]
+                if published:
+                    row += TASKS[task].published.get(method, ('-', '-'))
+                rows.append(row)
         return rows
+
+    def datasets(self) -> str:
+        return ', '.join({TASKS[task].dataset: None for task in self.tasks})
 
     def seeds(self) -> int:
         return max(map(len, self.values.values()))
@@ -407,7 +432,9 @@ def print_table(results: Results, markdown: bool = False) -> None:
         for row in [header, ['---'] * len(header), *rows]:
             print('| ' + ' | '.join(row) + ' |')
         return
-    table = Table(title=f'digits-lt, {results.seeds()} seed(s), percent')
+    table = Table(
+        title=f'{results.datasets()}, {results.seeds()} seed(s), percent'
+    )
     for index, name in enumerate(header):
         table.add_column(name, justify='left' if index < 2 else 'right')
     for row, following in itertools.zip_longest(rows, rows[1:]):
@@ -469,7 +496,7 @@ def draw(results: Results, path: Path) -> None:
     seeds = results.seeds()
     note = f'mean and sd of {seeds} seeds' if seeds > 1 else 'one seed'
     figure.suptitle(
-        f'Embedded benchmark, imbalance factor 100, {note}', fontsize=12
+        f'{results.datasets()}, imbalance factor 100, {note}', fontsize=12
     )
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -819,7 +819,7 @@ void sigmoid_forward_matrix(const Problem& p) {
             p.element_weight ? p.element_weight + i * p.columns + tile
                              : nullptr;
         // Only map here: a row's sum and a column's want the label left out.
-        if (p.sums) {
+        if (p.sums || p.gradient) {
           each(width, [&](int64_t j) {
             Negative side = negative<F>(load(z[j]), first[j], second[j]);
             loss[j] = side.loss;
@@ -831,7 +831,7 @@ void sigmoid_forward_matrix(const Problem& p) {
           });
         }
         if (factor) each(width, [&](int64_t j) { loss[j] *= factor[j]; });
-        if (factor && p.sums)
+        if (factor && (p.sums || p.gradient))
           each(width, [&](int64_t j) { slope[j] *= factor[j]; });
         if (p.gradient) {
           float* kept =

@@ -376,8 +376,7 @@ def sigmoid_forward(work: Any, z: Tensor) -> Tensor:
     if work.at_label:
         fields['quality'] = _float(work.at_label[0])
     work.state = z.new_zeros((2, *work.labels.shape), dtype=torch.float32)
-    if work.with_sums:
-        work.kept = _room_to_keep(work, z)
+    work.kept = _room_to_keep(work, z)
     _start(
         work,
         z,

@@ -40,7 +40,7 @@ class GradientStatistics(RunningStatistics, metaclass=ABCMeta):
         """pos_grad / neg_grad, (C,); inf for a class without gradients."""
         ratio = self.pos_grad / (self.neg_grad + _EPS)
         unseen = (self.pos_grad + self.neg_grad) == 0
-        return ratio.masked_fill(unseen, torch.inf)
+        return ratio.masked_fill_(unseen, torch.inf)
 
     @abstractmethod
     def saturated(self) -> Tensor:

@@ -21,6 +21,7 @@ attached without being named. A loop of one's own calls
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any, Iterator, Sequence
 
@@ -165,9 +166,14 @@ class RunningStatistics(nn.Module):
         """
         if sums is None:
             sums = self._pending
-        # One batch of NaN or inf must not poison the sums for ever.
-        sums = torch.where(sums.sum().isfinite(), sums, 0.0)
-        for row, statistic in zip(sums, self.statistics.values()):
+        # One batch of NaN or inf must not poison the sums for ever. Asking
+        # first would stop the host of an accelerator.
+        total = sums.sum()
+        if total.device.type != 'cpu':
+            sums = torch.where(total.isfinite(), sums, 0.0)
+        elif not math.isfinite(total.item()):
+            sums = torch.zeros_like(sums)
+        for row, statistic in zip(sums.unbind(), self.statistics.values()):
             if self.decay != 1:
                 statistic.mul_(self.decay)
             statistic.add_(row.to(statistic))
