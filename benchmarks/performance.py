@@ -144,26 +144,21 @@ def memory_table(ledger: Ledger) -> str:
 
 def half_table(path: Path) -> str:
     """Ratios in fp16 and bf16, to PyTorch's own in the same type."""
-    rows = []
-    columns = [(d, s) for d in HALF for s in MAIN]
     ledgers = {dtype: Ledger(path, dtype) for dtype in HALF}
     columns = [
         (dtype, shape)
-        for dtype, shape in columns
-        if ledgers[dtype].value('cross_entropy', shape, unit='ms')
+        for dtype in HALF
+        for shape in MAIN
+        if ledgers[dtype].value(CE, shape, unit='ms')
     ]
-    for name, peer, targets in family():
+    rows = []
+    for name, peer, _ in family():
         found = [
             ledgers[dtype].value(name, shape, 'native', peer)
             for dtype, shape in columns
         ]
-        rows.append(
-            [
-                f'`{name}`',
-                'CE' if peer == CE else 'BCE',
-                *[cell([value], targets[1:]) for value in found],
-            ]
-        )
+        row = [f'`{name}`', 'CE' if peer == CE else 'BCE']
+        rows.append(row + [f'{value:.2f}' for value in found])
     head = [f'{dtype}, {shape}' for dtype, shape in columns]
     return table(['loss', 'against', *head], rows)
 
