@@ -55,7 +55,10 @@ def counts_of_training_data(
         drawn[id(leaf)] = leaf, before | (draws > 0)
     return count_dataset(
         ConcatDataset(
-            [Subset(leaf, np.flatnonzero(of)) for leaf, of in drawn.values()]
+            [
+                Subset(leaf, np.flatnonzero(of).tolist())
+                for leaf, of in drawn.values()
+            ]
         ),
         unit=unit,
         num_classes=num_classes,

@@ -157,10 +157,8 @@ def _unwrap(
         if _kind(inner, '__getitem__') == _REPEAT:
             # The one data set that has samples past its end.
             size = max(size, draws.size)
-        index = np.arange(min(size, draws.size))
-        yield from _unwrap(
-            inner, np.bincount(index, draws[index], minlength=size)
-        )
+        first = draws[:size]
+        yield from _unwrap(inner, np.pad(first, (0, size - first.size)))
     elif kind in _CONCAT:
         parts = np.split(draws, dataset.cumulative_sizes[:-1])
         for part, part_draws in zip(dataset.datasets, parts):
