@@ -86,7 +86,8 @@ def main() -> None:
     parser.add_argument(
         '--part',
         metavar='K/N',
-        help='of these every N-th config, beginning with the K-th',
+        help='of these every N-th config, beginning with the K-th '
+        '(1/3 to 3/3 share all configs among three machines)',
     )
     parser.add_argument(
         '--data-root',

@@ -35,7 +35,7 @@ import numpy as np
 
 from lt_losses_mm.datasets import CIFAR10LT, CIFAR100LT
 from lt_losses_mm.priors import load_class_counts
-from lt_losses_mm.priors.counts import _parse as parse_without_polygons
+from lt_losses_mm.priors.counts import parse_annotations
 
 # As published: by the sites of CIFAR, iNaturalist 2018 and Places365; of
 # ILSVRC 2012 and ADE20K the ones that torchvision and GluonCV verify.
@@ -69,7 +69,8 @@ CIFAR_FILES = {
     },
 }
 LISTS = 'https://github.com/facebookresearch/classifier-balancing'
-# Images of LVIS v1 and ADE20K by split, as published with them.
+# Images by split: https://www.lvisdataset.org/dataset (LVIS v1) and
+# http://sceneparsing.csail.mit.edu (ADE20K).
 LVIS_IMAGES = {'v1': {'train': 100170, 'val': 19809}}
 ADE_IMAGES = {'training': 20210, 'validation': 2000}
 
@@ -495,7 +496,7 @@ def lvis(args: argparse.Namespace) -> Job:
     chosen: dict[str, list[str]] = {}
     contents = {}
     for name, path in files.items():
-        content = parse_without_polygons(path.read_bytes(), path)
+        content = parse_annotations(path.read_bytes(), path)
         split = 'train' if 'train' in name else 'val'
         check_lvis(job, version, split, content)
         # Those without annotations are not worth a place in a small copy.

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import Any, Iterator
 
+import numpy as np
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from ..compat import patch_lvis
 from ..losses import LongTailLoss
@@ -33,7 +34,8 @@ def counts_of_training_data(
         runner (Runner): Its ``train_dataloader`` may be built or a config.
         unit (str, optional): ``'image'``, ``'instance'`` or ``'pixel'``.
         as_drawn (bool): Whether to count what the model sees in an epoch
-            (priors), or each sample once (groups by training frequency).
+            (priors), or each sample that it sees once (groups by training
+            frequency).
 
     Raises:
         NoTrainingDataError: There is no training data to count.
@@ -47,9 +49,17 @@ def counts_of_training_data(
             unit=unit,
             num_classes=num_classes,
         )
-    inner = {id(leaf): leaf for leaf, _ in expected_draws(loader.dataset)}
+    drawn: dict[int, tuple[Any, np.ndarray]] = {}
+    for leaf, draws in expected_draws(loader.dataset):
+        _, before = drawn.get(id(leaf), (leaf, draws > 0))
+        drawn[id(leaf)] = leaf, before | (draws > 0)
     return count_dataset(
-        ConcatDataset(list(inner.values())),
+        ConcatDataset(
+            [
+                Subset(leaf, np.flatnonzero(of).tolist())
+                for leaf, of in drawn.values()
+            ]
+        ),
         unit=unit,
         num_classes=num_classes,
     )
@@ -187,7 +197,9 @@ class ClassPriorHook(Hook):
             for name, loss in _losses(runner)
             if loss.uses_counts
             and not loss.auto_counts
-            and getattr(loss, 'tau', 1) > 0
+            # The strength of the correction; EQL, whose published recipes
+            # sample by class, has none: its counts tell rare from frequent.
+            and getattr(loss, 'tau', 0) > 0
         ]
         if not fixed:
             return

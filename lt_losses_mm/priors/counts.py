@@ -49,7 +49,7 @@ _SOURCES = (
 )
 
 # A key and its list of lists. What it takes of a list nested more deeply
-# leaves a bracket too many, which is no JSON: see _parse.
+# leaves a bracket too many, which is no JSON: see parse_annotations.
 _POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[\s*(?:\[[^\]]*\][\s,]*)*\]')
 
 
@@ -393,11 +393,19 @@ def _from_file(path: Path, unit: str | None) -> ClassCounts:
     if text[:4096].lstrip()[:1] not in (b'[', b'{'):
         return _from_lines(text.decode().splitlines(), str(path), unit)
     with _collector_paused():
-        return _from_json(_parse(text, path), str(path), unit)
+        return _from_json(parse_annotations(text, path), str(path), unit)
 
 
-def _parse(text: bytes, path: Path) -> Any:
-    """The JSON value, without polygons: these are most of an LVIS file."""
+def parse_annotations(text: bytes, path: Path) -> Any:
+    """The JSON value, without polygons: these are most of an LVIS file.
+
+    Args:
+        text: What the file holds.
+        path: The file, for the error message.
+
+    Raises:
+        ValueError: If the text is no JSON.
+    """
     try:
         return json.loads(_POLYGONS.sub(b'"segmentation":[]', text))
     except ValueError:

@@ -30,7 +30,9 @@ _BALANCED = ('mmengine', 'ClassBalancedDataset')
 _SUBSET = ('torch', 'Subset')
 _MIX = {('mmdet', 'MultiImageMixDataset'), ('mmseg', 'MultiImageMixDataset')}
 _K_FOLD = ('mmpretrain', 'KFoldDataset')
-_WRAPPERS = {*_CONCAT, *_MIX, _REPEAT, _BALANCED, _SUBSET, _K_FOLD}
+# What Runner builds of ``num_batch_per_epoch``: the first samples alone.
+_SLICED = ('mmengine', '_SlicedDataset')
+_WRAPPERS = {*_CONCAT, *_MIX, _REPEAT, _BALANCED, _SUBSET, _K_FOLD, _SLICED}
 
 
 def expected_draws(
@@ -41,8 +43,9 @@ def expected_draws(
     Args:
         dataset: A built data set of any host, in any nesting of mmengine's
             ``ConcatDataset``, ``RepeatDataset`` and ``ClassBalancedDataset``,
-            the hosts' ``MultiImageMixDataset`` and ``KFoldDataset``, and
-            torch's ``ConcatDataset`` and ``Subset``.
+            the hosts' ``MultiImageMixDataset`` and ``KFoldDataset``,
+            torch's ``ConcatDataset`` and ``Subset``, and what the ``Runner``
+            makes of them for ``num_batch_per_epoch``.
         sampler: The built sampler that draws from ``dataset``; None draws
             every sample once. Of mmdet's ``ClassAwareSampler`` this is the
             exact expectation: sample i holding the classes K_i is drawn
@@ -90,30 +93,25 @@ def _rebalancing_wrapper(dataset: Any) -> str | None:
     if kind == _BALANCED:
         if len(set(np.bincount(dataset.repeat_indices))) > 1:
             return _describe(dataset)
-    elif kind not in _WRAPPERS and _wraps(dataset):
+    elif kind not in _WRAPPERS and _inside(dataset):
         return f'{type(dataset).__name__} (unknown, it may re-balance)'
-    if not _wraps(dataset):
-        return None
-    inner = (
-        dataset.datasets if hasattr(dataset, 'datasets') else [dataset.dataset]
+    return next(
+        filter(None, map(_rebalancing_wrapper, _inside(dataset))), None
     )
-    return next(filter(None, map(_rebalancing_wrapper, inner)), None)
 
 
 def describe_wrappers(dataset: Any) -> list[str]:
     """Names of the wrappers around the first innermost data set."""
     names = []
-    while _wraps(dataset):
+    while _inside(dataset):
         names.append(_describe(dataset))
-        dataset = (
-            dataset.datasets[0]
-            if hasattr(dataset, 'datasets')
-            else dataset.dataset
-        )
+        dataset = _inside(dataset)[0]
     return names
 
 
 def _describe(wrapper: Any) -> str:
+    if _kind(wrapper, '__getitem__') == _SLICED:
+        return f'num_batch_per_epoch(samples={len(wrapper)})'
     name = type(wrapper).__name__
     for option in ('oversample_thr', 'times'):
         if hasattr(wrapper, option):
@@ -126,11 +124,17 @@ def _init(dataset: Any) -> None:
         dataset.full_init()
 
 
-def _wraps(dataset: Any) -> bool:
+def _inside(dataset: Any) -> list[Any]:
+    """The data sets that a wrapper holds; none if it is no wrapper."""
+    if _kind(dataset, '__getitem__') == _SLICED:
+        # It passes all other attributes on.
+        return [dataset._dataset]
     # A data set of a host may have an attribute of that name of its own.
-    return not isinstance(dataset, BaseDataset) and (
-        hasattr(dataset, 'dataset') or hasattr(dataset, 'datasets')
-    )
+    if isinstance(dataset, BaseDataset):
+        return []
+    if hasattr(dataset, 'datasets'):
+        return list(dataset.datasets)
+    return [dataset.dataset] if hasattr(dataset, 'dataset') else []
 
 
 def _kind(instance: Any, method: str) -> tuple[str, str] | None:
@@ -145,8 +149,16 @@ def _unwrap(
     dataset: Any, draws: np.ndarray
 ) -> Iterator[tuple[Any, np.ndarray]]:
     kind = _kind(dataset, '__getitem__')
-    if not _wraps(dataset):
+    if not _inside(dataset):
         yield dataset, draws
+    elif kind == _SLICED:
+        (inner,) = _inside(dataset)
+        size = len(inner)
+        if _kind(inner, '__getitem__') == _REPEAT:
+            # The one data set that has samples past its end.
+            size = max(size, draws.size)
+        first = draws[:size]
+        yield from _unwrap(inner, np.pad(first, (0, size - first.size)))
     elif kind in _CONCAT:
         parts = np.split(draws, dataset.cumulative_sizes[:-1])
         for part, part_draws in zip(dataset.datasets, parts):
@@ -166,7 +178,7 @@ def _unwrap(
         size = len(dataset.dataset)
         index: Any
         if kind == _REPEAT:
-            index = np.arange(len(dataset)) % size
+            index = np.arange(draws.size) % size
         elif kind == _BALANCED:
             index = np.asarray(dataset.repeat_indices, dtype=np.int64)
         else:

@@ -12,6 +12,7 @@ from lt_losses_mm.losses import BalancedSoftmaxLoss
 
 AUTO = dict(type='lt_losses_mm.BalancedSoftmaxLoss')
 FIXED = dict(AUTO, class_counts=[6, 3, 1])
+EQL = dict(type='lt_losses_mm.EqualizationLoss', use_sigmoid=False)
 BALANCED = dict(type='ClassBalancedDataset', oversample_thr=0.9)
 
 
@@ -75,6 +76,19 @@ def test_counts_are_those_of_what_the_model_sees(make_runner, loader, log):
             drawn[runner.train_dataloader.dataset[i]['gt_label']] += 1
         assert counts_of(runner) == drawn.tolist() == expected
     assert not messages(log, 'Double correction')
+
+
+def test_counts_of_a_part_of_the_data(make_runner, loader):
+    """num_batch_per_epoch draws the first samples alone."""
+    train = loader(wrapper=dict(type='RepeatDataset', times=2))
+    runner = make_runner(AUTO, train=dict(train, num_batch_per_epoch=3))
+    runner.train()
+    # Ten samples and then five of the same again.
+    assert counts_of(runner) == [6 + 5, 3, 1]
+    train = loader((6, 3, 1))
+    runner = make_runner(AUTO, train=dict(train, num_batch_per_epoch=1))
+    runner.train()
+    assert counts_of(runner) == [5, 0, 0]
 
 
 @pytest.mark.parametrize('update_buffers', [False, True])
@@ -167,9 +181,10 @@ def test_explicit_counts_stay(make_runner, loader, tmp_path):
     assert counts_of(runner) == [6, 3, 1]
 
 
-def test_double_correction_warns_once(make_runner, loader, log):
+@pytest.mark.parametrize('kind', ['Softmax', 'Sigmoid'])
+def test_double_correction_warns_once(make_runner, loader, log, kind):
     make_runner(
-        FIXED,
+        dict(FIXED, type=f'lt_losses_mm.Balanced{kind}Loss'),
         train=loader(wrapper=BALANCED),
         train_cfg=dict(by_epoch=True, max_epochs=2),
     ).train()
@@ -185,6 +200,16 @@ def test_double_correction_warns_once(make_runner, loader, log):
         (FIXED, dict(type='RepeatDataset', times=2)),
         (dict(FIXED, tau=0), BALANCED),
         (AUTO, BALANCED),
+        # Their counts tell rare classes from frequent ones, or are for plots.
+        (dict(EQL, class_counts=[6, 3, 1], threshold=2), BALANCED),
+        (dict(type='lt_losses_mm.SoftmaxEqualizationLoss'), BALANCED),
+        (
+            dict(
+                type='lt_losses_mm.SoftmaxEqualizationLoss',
+                class_counts=[6, 3, 1],
+            ),
+            BALANCED,
+        ),
     ],
 )
 def test_no_double_correction(make_runner, loader, log, loss, wrapper):
@@ -257,6 +282,18 @@ def test_metrics_without_the_data_use_the_checkpoint(make_runner, log):
     counts = ClassPriorHook()._natural_counts(runner, None)
     assert counts.counts.tolist() == [60, 30, 10]
     assert any('in the checkpoint' in r.getMessage() for r in log[0])
+
+
+def test_groups_are_those_of_the_samples_that_are_drawn(make_runner, loader):
+    balanced = dict(loader(wrapper=BALANCED), num_batch_per_epoch=2)
+    for train, expected in (
+        (loader(wrapper=BALANCED), [6, 3, 1]),
+        # Of twenty-one draws the first ten, five samples of class 0.
+        (balanced, [5, 0, 0]),
+    ):
+        runner = make_runner(AUTO, train=train)
+        counts = ClassPriorHook()._natural_counts(runner, None)
+        assert counts.counts.tolist() == expected
 
 
 def test_other_failures_are_not_taken_for_missing_data(

@@ -223,6 +223,57 @@ def test_mim_train_and_test_by_name(installed, workplace, task):
     )
 
 
+# One benchmark of each host, on its double, for a step or two.
+BENCHMARKS = {
+    'cifar100': (
+        'resnet32_1xb128-60e-bf16-balanced-softmax_cifar100-lt-if100.py',
+        'train_cfg.max_epochs=1',
+        'test_dataloader.dataset.indices=16',
+    ),
+    'lvis_v1': (
+        'retinanet_r50_fpn_equalized-focal_sample1e-3-ms-2x_lvis-v1.py',
+        'train_cfg.max_epochs=1',
+        'train_dataloader.dataset.dataset.indices=2',
+        'train_dataloader.dataset.dataset.pipeline.2.scales=[(213,128)]',
+        'test_dataloader.dataset.indices=2',
+        'test_dataloader.dataset.pipeline.1.scale=(213,128)',
+        'model.backbone.init_cfg=None',
+    ),
+    'ade20k': (
+        'fcn_r50-d8_4xb4-160k-balanced-softmax_ade20k-512x512.py',
+        'train_cfg.max_iters=2',
+        'default_hooks.checkpoint.interval=2',
+        'train_dataloader.dataset.pipeline.2.scale=(256,64)',
+        'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+        'test_dataloader.dataset.indices=2',
+        'test_dataloader.dataset.pipeline.1.scale=(256,64)',
+        'model.data_preprocessor.size=(64,64)',
+        'model.pretrained=None',
+    ),
+}
+
+
+@pytest.mark.parametrize('benchmark', BENCHMARKS)
+def test_mim_train_and_test_of_a_benchmark(installed, tmp_path, benchmark):
+    name, *changes = BENCHMARKS[benchmark]
+    mim = (installed, '-m', 'mim')
+    make = ('run', 'mm-lt-losses', 'make_double', benchmark, 'data')
+    run(*mim, *make, cwd=tmp_path)
+    options = (
+        *('--work-dir=work', '--cfg-options', *changes),
+        *('val_cfg=None', 'val_dataloader=None', 'val_evaluator=None'),
+        *('train_dataloader.batch_size=2', 'train_dataloader.num_workers=0'),
+        *('train_dataloader.persistent_workers=False',),
+    )
+    run(*mim, 'train', 'mm-lt-losses', name, *options, cwd=tmp_path)
+    (checkpoint,) = (tmp_path / 'work').glob('*_[12].pth')
+    run(
+        *(*mim, 'test', 'mm-lt-losses', name),
+        *(f'--checkpoint={checkpoint}', *options),
+        cwd=tmp_path,
+    )
+
+
 @pytest.mark.parametrize(('task', 'host'), HOSTS.items())
 def test_mim_train_of_the_host_by_path(installed, workplace, task, host):
     (site,) = (installed.parents[1] / 'lib').glob('python*/site-packages')

@@ -23,6 +23,7 @@ from mmengine.dataset import (
     InfiniteSampler,
     RepeatDataset,
 )
+from mmengine.runner import Runner
 from torch.utils.data import ConcatDataset as TorchConcat
 from torch.utils.data import (
     RandomSampler,
@@ -205,6 +206,62 @@ def test_even_samplers(sampler):
     assert counts.counts.tolist() == enumerate_counts(dataset, 'instance')
     assert rebalanced_by(dataset, built) is None
     assert sampler.__name__ in counts.source
+
+
+def build_loader(dataset, batches):
+    """As Runner builds it: batches of 3, in one epoch as many as given."""
+    return Runner.build_dataloader(
+        dict(
+            dataset=dict(type=lambda: dataset),
+            batch_size=3,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            num_batch_per_epoch=batches,
+            collate_fn=list,
+        )
+    )
+
+
+@pytest.mark.parametrize('unit', ['image', 'instance'])
+@pytest.mark.parametrize(
+    'dataset',
+    [
+        Boxes(),
+        RepeatDataset(Boxes(), 2),
+        TorchConcat([Boxes([[0]]), RepeatDataset(Boxes(), 2)]),
+        ClassBalancedDataset(Boxes(), 0.9),
+        ConcatDataset([Boxes([[0]]), Boxes()]),
+    ],
+    ids=lambda dataset: type(dataset).__name__,
+)
+def test_num_batch_per_epoch(dataset, unit):
+    loader = build_loader(dataset, 2)
+    assert sum(map(len, loader)) == 6
+    found = count_dataset(loader.dataset, sampler=loader.sampler, unit=unit)
+    expected = enumerate_counts(dataset, unit, range(6))
+    assert found.counts.tolist() == expected
+    assert 'num_batch_per_epoch(samples=6)' in found.source
+
+
+def test_num_batch_per_epoch_beyond_the_end():
+    """Only RepeatDataset has samples there."""
+    repeated = RepeatDataset(Boxes(), 2)
+    loader = build_loader(repeated, 9)
+    assert len(loader.dataset) == 27
+    expected = enumerate_counts(repeated, 'image', range(27))
+    assert count_dataset(loader.dataset).counts.tolist() == expected
+    plain = Boxes(serialize_data=True)
+    loader = build_loader(plain, 9)
+    with pytest.raises(IndexError):
+        list(loader)
+    expected = enumerate_counts(plain, 'image')
+    assert count_dataset(loader.dataset).counts.tolist() == expected
+
+
+def test_num_batch_per_epoch_hides_no_rebalancing():
+    balanced = ClassBalancedDataset(Boxes(), 0.9)
+    name = 'ClassBalancedDataset(oversample_thr=0.9)'
+    assert rebalanced_by(build_loader(balanced, 2).dataset) == name
+    assert rebalanced_by(build_loader(Boxes(), 2).dataset) is None
 
 
 @pytest.mark.parametrize('per_class', [1, 2])
