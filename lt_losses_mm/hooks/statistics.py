@@ -109,11 +109,11 @@ class StatisticsHook(Hook):
         due = _was_due(runner.optim_wrapper)
         if due is not False:
             steps, before = optimizer_steps(), self._steps
-            self._steps = steps
-            if steps > before:
+            if steps > before or (due and not _steps_are_counted()):
                 commit([loss for _, loss in self._losses])
             elif due:
                 discard_pending(runner.model)
+            self._steps = optimizer_steps()
         if self.interval and self.every_n_train_iters(runner, self.interval):
             self._report(runner, runner.iter + 1)
         loop = runner.train_loop
@@ -231,6 +231,19 @@ def _was_due(optim_wrapper: Any) -> bool | None:
     if not all(isinstance(wrapper, OptimWrapper) for wrapper in wrappers):
         return None
     return all(wrapper.should_update() for wrapper in wrappers)
+
+
+def _steps_are_counted() -> bool:
+    """Whether a step of an optimizer is noticed.
+
+    torch.compile of torch 2.1 takes the hooks off all optimizers; there, a
+    step that was due counts as taken.
+    """
+    before = optimizer_steps()
+    weight = torch.zeros(1, requires_grad=True)
+    weight.grad = torch.zeros(1)
+    torch.optim.SGD([weight], lr=0.0).step()
+    return optimizer_steps() > before
 
 
 def group_ratios(loss: GradientStatistics) -> dict[str, float]:

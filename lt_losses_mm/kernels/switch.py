@@ -76,7 +76,7 @@ def path_for(logits: Tensor, labels: Tensor, *others: Tensor | None) -> str:
         or labels.is_floating_point()
         or not logits.numel()
         or any(x is not None and x.requires_grad for x in others)
-        or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return 'functional'
     if _path == 'native' and native.can_run(logits):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from lt_losses_mm.kernels import native, path
 
@@ -18,7 +18,7 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
+        for x in tree_flatten(out)[0]:
             if isinstance(x, torch.Tensor):
                 self.elements = max(self.elements, x.numel())
                 # A bool mask over the logits would be an (implicit) one-hot.

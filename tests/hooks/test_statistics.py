@@ -1,5 +1,7 @@
 """Statistics of losses through the real Runner."""
 
+import sys
+
 import pytest
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -115,6 +117,15 @@ def test_a_skipped_step_leaves_no_trace(make, monkeypatch, commits):
     assert len(calls) == 2
     assert [c[2].sum().item() for c in commits] == [5]
     assert loss_of(runner).pos_count.sum() == 5
+
+
+def test_steps_that_nobody_counts(make, monkeypatch, commits):
+    """torch.compile of torch 2.1 takes the hooks off all optimizers."""
+    hooks = sys.modules['torch.optim.optimizer']._global_optimizer_post_hooks
+    for key in list(hooks):
+        monkeypatch.delitem(hooks, key)
+    make().train()
+    assert [c[2].sum().item() for c in commits] == [5, 5]
 
 
 def test_a_gradient_scaler_that_skips(make, commits):

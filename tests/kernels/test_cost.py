@@ -7,7 +7,7 @@ say why. Seconds are measured by ``benchmarks/speed.py``.
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from lt_losses_mm.kernels import native, use_path
 from lt_losses_mm.losses import (
@@ -62,11 +62,11 @@ class Cost(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = {
-            x.data_ptr() for x in tree_leaves((args, kwargs)) if tensor(x)
+            x.data_ptr() for x in tree_flatten((args, kwargs))[0] if tensor(x)
         }
         out = func(*args, **(kwargs or {}))
         self.operators += 1
-        for x in tree_leaves(out):
+        for x in tree_flatten(out)[0]:
             if tensor(x) and x.data_ptr() not in given:
                 size = x.numel() * x.element_size()
                 self.bytes += size
