@@ -55,12 +55,19 @@ def test_every_run_is_recorded_once(accuracy, runs):
     assert not any(row['commit'].endswith('dirty') for row in rows)
 
 
-def test_the_readme_shows_the_ledger(accuracy, runs, capsys):
-    runs = [run for run in runs if run.task in accuracy.EMBEDDED]
+@pytest.mark.parametrize(
+    ('page', 'marker', 'embedded'),
+    [
+        ('README.md', 'digits-table', True),
+        ('docs/cifar100_lt.md', 'cifar-table', False),
+    ],
+)
+def test_pages_show_the_ledger(accuracy, runs, capsys, page, marker, embedded):
+    runs = [r for r in runs if (r.task in accuracy.EMBEDDED) == embedded]
     results = accuracy.Results(accuracy.read_ledger(LEDGER), runs)
     accuracy.print_table(results, markdown=True)
-    text = (ROOT / 'README.md').read_text()
-    begin, end = '<!-- digits-table -->\n', '<!-- /digits-table -->'
+    text = (ROOT / page).read_text()
+    begin, end = f'<!-- {marker} -->\n', f'<!-- /{marker} -->'
     assert text[text.index(begin) + len(begin) : text.index(end)].strip() == (
         capsys.readouterr().out.strip()
     )

@@ -14,7 +14,13 @@ from lt_losses_mm.statistics.plot import COLOURS, draw_ratio, to_image
 
 pytest.importorskip('matplotlib')
 # Nothing may be drawn at log(0), nor divided by 0.
-pytestmark = pytest.mark.filterwarnings('error')
+# But not those of files that other tests left open.
+pytestmark = [
+    pytest.mark.filterwarnings('error'),
+    pytest.mark.filterwarnings(
+        'ignore::pytest.PytestUnraisableExceptionWarning'
+    ),
+]
 
 
 def long_tail(num_classes):
