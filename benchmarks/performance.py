@@ -9,6 +9,7 @@ Nothing is measured here. Of rows that say the same the last one counts.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ PEERS = {
     'EFL by its formulas': (4, 1 / 5),
 }
 ITERATION = 1.02
+KINDS = ('columns', 'rows')
 HALF = ('bfloat16', 'float16')
 SLOPES = (
     (CE, '', 'cross-entropy (PyTorch)', 'tab:gray', '--'),
@@ -38,25 +40,31 @@ SLOPES = (
 )
 
 
+# Of shapes that are measured for the slopes, with other calls beside them.
+GROWTH = ', growth'
+
+
 class Ledger:
     """Rows by what they say."""
 
     def __init__(self, path: Path, dtype: str = 'float32') -> None:
-        self.rows = {
-            (
-                row['what'],
-                row['peer'],
-                row['shape'],
-                row['path'],
-                row['unit'],
-            ): row
-            for row in read_ledger(path)
-            if row['dtype'] in (dtype, '')
-        }
+        self.rows = {}
+        self.commits: set[str] = set()  # of the rows that were asked for
+        for row in read_ledger(path):
+            if row['dtype'] not in (dtype, ''):
+                continue
+            shape = row['shape']
+            if any(f'--shapes {k}-' in row['command'] for k in KINDS):
+                shape += GROWTH
+            key = row['what'], row['peer'], shape, row['path'], row['unit']
+            self.rows[key] = row
 
     def value(self, what, shape, path='', peer='', unit='ratio', key='p50'):
         row = self.rows.get((what, peer, shape, path, unit))
-        return float(row[key]) if row and row[key] else None
+        if row is None or not row[key]:
+            return None
+        self.commits.add(row['commit'])
+        return float(row[key])
 
     def memory(self, what, shape, path=''):
         for unit in ('ms', ''):
@@ -142,9 +150,8 @@ def memory_table(ledger: Ledger) -> str:
     return table(['loss', 'target', *MAIN], rows)
 
 
-def half_table(path: Path) -> str:
+def half_table(ledgers: dict[str, Ledger]) -> str:
     """Ratios in fp16 and bf16, to PyTorch's own in the same type."""
-    ledgers = {dtype: Ledger(path, dtype) for dtype in HALF}
     columns = [
         (dtype, shape)
         for dtype in HALF
@@ -153,12 +160,14 @@ def half_table(path: Path) -> str:
     ]
     rows = []
     for name, peer, _ in family():
-        found = [
-            ledgers[dtype].value(name, shape, 'native', peer)
-            for dtype, shape in columns
-        ]
         row = [f'`{name}`', 'CE' if peer == CE else 'BCE']
-        rows.append(row + [f'{value:.2f}' for value in found])
+        for dtype, shape in columns:
+            found = [
+                ledgers[dtype].value(name, shape, path, peer)
+                for path in ('eager', 'native')
+            ]
+            row.append(cell(found, (math.inf, math.inf)))
+        rows.append(row)
     head = [f'{dtype}, {shape}' for dtype, shape in columns]
     return table(['loss', 'against', *head], rows)
 
@@ -244,15 +253,12 @@ def iteration_table(ledger: Ledger) -> str:
 
 
 def startup_table(ledger: Ledger) -> str:
-    rows = [
-        [
-            row['what'],
-            row['shape'],
-            f'{float(row["p50"]):.3g} {row["unit"]}',
-        ]
-        for row in ledger.rows.values()
-        if row['command'].startswith('python benchmarks/startup.py')
-    ]
+    rows = []
+    for row in ledger.rows.values():
+        if row['command'].startswith('python benchmarks/startup.py'):
+            ledger.commits.add(row['commit'])
+            took = f'{float(row["p50"]):.3g} {row["unit"]}'
+            rows.append([row['what'], row['shape'], took])
     return table(['what', 'of', 'median'], rows)
 
 
@@ -263,9 +269,9 @@ def points(ledger: Ledger, kind: str, what: str, path: str, memory=False):
         if not name.startswith(kind + '-'):
             continue
         found = (
-            ledger.memory(what, shape.title, path)
+            ledger.memory(what, shape.title + GROWTH, path)
             if memory
-            else ledger.value(what, shape.title, path, unit='ms')
+            else ledger.value(what, shape.title + GROWTH, path, unit='ms')
         )
         if found is None:
             continue
@@ -317,7 +323,8 @@ def draw(ledger: Ledger, path: Path) -> list[list[str]]:
             )
             slope = exponent(sizes, values)
             if not memory and slope == slope:
-                exponents.append([label, x, f'{slope:.2f}'])
+                fitted = str((values > 1).sum())
+                exponents.append([label, x, f'{slope:.2f}', fitted])
         ax.set_xlabel(x)
         ax.set_ylabel(y)
         ax.grid(alpha=0.3)
@@ -328,8 +335,7 @@ def draw(ledger: Ledger, path: Path) -> list[list[str]]:
     return exponents
 
 
-def machine(ledger: Ledger) -> str:
-    commits = {row['commit'] for row in ledger.rows.values()}
+def machine(ledger: Ledger, commits: set[str]) -> str:
     last = [
         row for row in ledger.rows.values() if 'speed.py' in row['command']
     ][-1]
@@ -353,17 +359,19 @@ def main() -> None:
     figure = args.page.parent / 'images' / 'performance.png'
     exponents = draw(ledger, figure)
     template = (Path(__file__).parent / 'performance.in.md').read_text()
+    halves = {dtype: Ledger(args.ledger, dtype) for dtype in HALF}
     parts = dict(
-        machine=machine(ledger),
         time=time_table(ledger),
         memory=memory_table(ledger),
         peers=peer_table(ledger),
         iteration=iteration_table(ledger),
         startup=startup_table(ledger),
-        half=half_table(args.ledger),
+        half=half_table(halves),
         profiles=profile_table(ledger),
-        exponents=table(['', 'against', 'exponent'], exponents),
+        exponents=table(['', 'against', 'exponent', 'points'], exponents),
     )
+    commits = set().union(*(x.commits for x in [ledger, *halves.values()]))
+    parts['machine'] = machine(ledger, commits)
     for name, text in parts.items():
         template = template.replace('{' + name + '}', text.rstrip('\n'))
     args.page.write_text(template)

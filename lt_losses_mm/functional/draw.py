@@ -36,9 +36,10 @@ def _rounds(x: Tensor, key: Tensor | int) -> Tensor:
     """
     mask = _MASK[x.dtype]
     x ^= (x >> 15) & 0x1FFFF
-    x.mul_(_FIRST).add_(key).bitwise_and_(mask)
+    # Not in place: torch 2.1 takes no number for `other` under a compiler.
+    x = x.mul_(_FIRST).add_(key) & mask
     x ^= (x >> 12) & 0xFFFFF
-    return x.mul_(_SECOND).bitwise_and_(mask)
+    return x.mul_(_SECOND) & mask
 
 
 def _mixed(x: Tensor) -> Tensor:
@@ -95,6 +96,6 @@ def random_drops(
         ^ _mixed(index).to(word).view(column),
         second.to(word).view(shape).unsqueeze(1),
     )
-    bits = bits.bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
+    bits = (bits >> 8) & 0xFFFFFF
     # As a fraction of 2^24 they are below the probability.
     return bits < (probability.float() * 2**24).ceil().to(word).view(column)

@@ -123,7 +123,7 @@ def _adjusted(work: Any, z: Tensor, part: Any, rows: Any) -> Tensor:
             if isinstance(rows, slice)
             else rows[0].start * pixels + rows[1].start
         )
-        adjust = adjust._replace(first_row=first, word=torch.int32)
+        adjust = adjust._replace(first_row=first)
     return adjust(z[part], work.labels[rows], work.ignore_index)
 
 

@@ -161,11 +161,15 @@ def _compiled() -> Path:
     if target.exists():
         return target
     started = time.perf_counter()
-    try:
-        _build(compiler, flags, openmp, target)
-    except (OSError, subprocess.CalledProcessError):
-        # Apple's clang has no OpenMP.
-        _build(compiler, flags, [], target)
+    # Some compilers do not know the width, and Apple's clang has no OpenMP.
+    attempts = [(flags, openmp), (_FLAGS, openmp), (_FLAGS, [])]
+    for attempt in attempts:
+        try:
+            _build(compiler, *attempt, target)
+            break
+        except (OSError, subprocess.CalledProcessError):
+            if attempt is attempts[-1]:
+                raise
     print_log(
         f'lt_losses_mm: compiled {_SOURCE.name} in '
         f'{time.perf_counter() - started:.0f} s, kept as {target}',

@@ -138,15 +138,15 @@ class Dropped(NamedTuple):
         seed (Tensor): (2,), int64, of
             :func:`~lt_losses_mm.functional.random_drops`.
         num_classes (int): Label of background.
-        first_row (int): Where the rows begin among those of the batch.
         word (dtype): Of the words of the draw.
+        first_row (int): Where the rows begin among those of the batch.
     """
 
     probability: Tensor
     seed: Tensor
     num_classes: int
+    word: torch.dtype = torch.int32
     first_row: int = 0
-    word: torch.dtype = torch.int64
 
     def __call__(
         self, logits: Tensor, labels: Tensor, ignore_index: int
@@ -322,14 +322,15 @@ class _Columns(torch.autograd.Function):
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, work: Any) -> Tensor:
-        ctx.save_for_backward(logits)
+        # Labels and weights for autograd to notice if they are changed.
+        ctx.save_for_backward(logits, *work.watched)
         ctx.work = work
         work.needs_gradient = ctx.needs_input_grad[0]
         return work.forward(logits)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        (logits,) = ctx.saved_tensors
+        logits = ctx.saved_tensors[0]
         if torch.is_grad_enabled():  # create_graph=True
             rows = ctx.work.twin(logits)
             (gradient,) = torch.autograd.grad(
@@ -381,11 +382,13 @@ class _Work(ABC):
                 f'labels of shape {tuple(batch.labels.shape)} do not fit '
                 f'logits of shape {tuple(batch.logits.shape)}'
             )
+        self.watched = [batch.labels]
         self.weight = self.element_weight = None
         if batch.row_weight is not None:
             self.weight = self.rows(batch.row_weight)
         if batch.element_weight is not None:
             self.element_weight = self.matrix(batch.element_weight)
+            self.watched.append(batch.element_weight)
 
     def taken_sums(self) -> Sums:
         """The sums, which autograd's graph need not keep alive."""

@@ -58,7 +58,7 @@ class BalancedSigmoidLoss(SigmoidLoss):
                 of_one = torch.cat([of_one, of_one.new_zeros(1)])
             return (self.tau * of_one).to(dtype)
 
-        key = dtype, self.tau, self.background
+        key = dtype, float(self.tau), self.background
         rows, _ = sigmoid_rows(
             SHIFTED_BCE,
             (self.remember(key, self.class_counts, shift),),

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional import shifted_softmax_cross_entropy
 from ..kernels import (
     Batch,
     Seesaw,
@@ -78,13 +77,15 @@ class ClassesAndObjectness(LongTailLoss):
             ),
             sums=sums,
         )
-        of_object = shifted_softmax_cross_entropy(
-            objectness,
-            is_background.long().masked_fill(
-                labels == ignore_index, ignore_index
+        of_object, _ = softmax_rows(
+            Shifted(objectness.new_zeros(2, dtype=dtype)),
+            Batch(
+                objectness,
+                is_background.long().masked_fill(
+                    labels == ignore_index, ignore_index
+                ),
+                ignore_index,
             ),
-            torch.zeros(2, device=labels.device),
-            ignore_index=ignore_index,
         )
         return of_class + of_object, found
 
@@ -140,5 +141,5 @@ class BalancedSoftmaxLoss(ClassesAndObjectness):
             of_one = softmax_shift(counts, columns, self.background)
             return (self.tau * of_one).to(dtype)
 
-        key = columns, dtype, self.tau, self.background
+        key = columns, dtype, float(self.tau), self.background
         return Shifted(self.remember(key, self.prior_counts, shift))

@@ -218,9 +218,13 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
 
         As much as a kernel takes for a RoI head, and one operator to see
         that the last result still holds. An accelerator would have to wait
-        for the answer.
+        for the answer, and transforms of torch.func cannot ask.
         """
-        if is_compiling() or counts.device.type != 'cpu':
+        if (
+            is_compiling()
+            or counts.device.type != 'cpu'
+            or torch._C._functorch.peek_interpreter_stack() is not None
+        ):
             return compute(counts)
         known_key, known, result = self._remembered
         if known_key != key or not torch.equal(known, counts):
@@ -435,6 +439,10 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             return self.loss_weight * total
         eps = torch.finfo(torch.float32).eps
         divisor: float | Tensor
+        if isinstance(avg_factor, Tensor):
+            # DETR-type heads give it in the logits' type, where eps is 0.
+            wide = torch.promote_types(avg_factor.dtype, torch.float32)
+            avg_factor = avg_factor.to(wide)
         if avg_factor is not None:
             # The hosts' own guard: heads without positives may pass 0.
             divisor = avg_factor + eps

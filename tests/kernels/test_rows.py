@@ -233,12 +233,9 @@ def test_half_precision_in_every_value():
         finite = results[1].isfinite()
         assert (results[3].isnan() == results[1].isnan()).all()
         # One unit in the last place, at most, also of subnormal numbers.
-        unit = (
-            torch.nextafter(
-                results[1].abs(), torch.tensor(torch.inf, dtype=dtype)
-            ).float()
-            - results[1].abs().float()
-        )
+        size = results[1].abs()
+        above = (size.view(torch.int16) + 1).view(dtype)
+        unit = above.float() - size.float()
         assert (gap[finite] <= unit[finite]).all()
 
 
@@ -738,6 +735,24 @@ def test_negative_element_weights(fast):
         rtol=2e-5,
         atol=2e-6,
     )
+
+
+# ---------------------------------------------------------- changed in place
+@pytest.mark.parametrize('path', FAST)
+@pytest.mark.parametrize('changed', ['labels', 'element_weight'])
+def test_inputs_changed_before_backward_are_an_error(path, changed):
+    logits = torch.randn(4, 5, requires_grad=True)
+    inputs = dict(
+        labels=torch.tensor([0, 4, 1, 2]), element_weight=torch.ones(4, 5)
+    )
+    ones = torch.ones(5)
+    with use_path(path):
+        rows, _ = sigmoid_rows(
+            WEIGHTED_BCE, (ones, ones), Batch(logits, **inputs)
+        )
+        inputs[changed].zero_()
+        with pytest.raises(RuntimeError, match='modified by an inplace'):
+            rows.sum().backward()
 
 
 # ------------------------------------------------- classes beside objectness

@@ -306,7 +306,9 @@ def test_checkpoints_of_eql_of_softmax_draw_the_same(path):
 def test_eql_of_softmax_compiles_with_its_draw():
     loss = random_softmax()
     torch._dynamo.reset()
-    compiled = torch.compile(loss, backend='eager', fullgraph=True)
+    # The tracer of torch 2.1 breaks graphs at data classes.
+    whole = hasattr(torch.compiler, 'is_compiling')
+    compiled = torch.compile(loss, backend='eager', fullgraph=whole)
     for size in ((40, 7), (3, 6, 5, 4)):
         logits = torch.randn(size)
         labels = torch.randint(6, size[:1] + size[2:])
