@@ -35,7 +35,7 @@ from ..functional.two_sided import (
     two_sided_sums,
 )
 from . import eager, native
-from .switch import path_for
+from .switch import is_compiling, path_for
 
 # Three rows, or as many tensors: (K,) each.
 Sums = Union[Tensor, Tuple[Tensor, Tensor, Tensor], None]
@@ -128,6 +128,11 @@ class Seesaw(NamedTuple):
         )
 
 
+def draw_word() -> torch.dtype:
+    """Of random draws: products in int32 need not wrap in compiled code."""
+    return torch.int64 if is_compiling() else torch.int32
+
+
 class Dropped(NamedTuple):
     """Logits, minus infinity where a class is left out at random.
 
@@ -138,14 +143,12 @@ class Dropped(NamedTuple):
         seed (Tensor): (2,), int64, of
             :func:`~lt_losses_mm.functional.random_drops`.
         num_classes (int): Label of background.
-        word (dtype): Of the words of the draw.
         first_row (int): Where the rows begin among those of the batch.
     """
 
     probability: Tensor
     seed: Tensor
     num_classes: int
-    word: torch.dtype = torch.int32
     first_row: int = 0
 
     def __call__(
@@ -156,7 +159,7 @@ class Dropped(NamedTuple):
             self.probability,
             labels.shape,
             self.first_row,
-            self.word,
+            draw_word(),
         )
         dropped = dropped & ~without_object(labels, self.num_classes)
         return equalized_logits(logits, labels, dropped, ignore_index)

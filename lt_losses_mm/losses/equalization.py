@@ -16,7 +16,7 @@ from ..functional import (
 from ..functional.draw import new_seed
 from ..functional.two_sided import WEIGHTED_BCE
 from ..kernels import Batch, Dropped, sigmoid_rows, softmax_rows
-from ..kernels.switch import is_compiling
+from ..kernels.rows import draw_word
 from ..registry import MODELS
 from .sigmoid import SigmoidLoss
 
@@ -138,12 +138,11 @@ class EqualizationLoss(SigmoidLoss):
         if logits.size(1) > self.num_classes:
             probability = torch.cat([probability, probability.new_zeros(1)])
         seed = new_seed(logits.device)
-        word = torch.int64 if is_compiling() else torch.int32
         if not labels.is_floating_point():
-            adjust = Dropped(probability, seed, self.num_classes, word)
+            adjust = Dropped(probability, seed, self.num_classes)
             return softmax_rows(adjust, batch)[0]
         shape = logits.shape[:1] + logits.shape[2:]
-        dropped = random_drops(seed, probability, shape, word=word)
+        dropped = random_drops(seed, probability, shape, word=draw_word())
         dropped = dropped & ~without_object(labels, self.num_classes)
         return softmax_equalization_v1(logits, labels, dropped)
 
