@@ -9,12 +9,13 @@ Nothing is measured here. Of rows that say the same the last one counts.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 from ledger import ROOT, read_ledger
-from profile_calls import PARTS
+from profile_calls import PARTS, PROFILED, WHOLE
 from speed import FOCAL, REPLACES, SHAPES, SIGMOID, SOFTMAX
 
 CE, BCE = 'cross_entropy', 'binary_cross_entropy_with_logits'
@@ -172,26 +173,37 @@ def half_table(ledgers: dict[str, Ledger]) -> str:
     return table(['loss', 'against', *head], rows)
 
 
+WAYS = ('alone', 'in turn')
+SMALL = [shape.title for shape in PROFILED.values()]
+
+
 def profile_table(ledger: Ledger) -> str:
-    """Microseconds of the parts of a call."""
+    """Microseconds of the parts of a call on the native path."""
     rows = []
-    for name, peer, _ in family():
-        for shape in MAIN:
-            found = [
-                ledger.value(
-                    f'{name}: {part}, {how}', shape, 'native', '', 'us'
-                )
-                for how in ('alone', 'in turn')
-                for part in PARTS
-            ]
-            found += [
-                ledger.value(f'{peer}: PyTorch, {how}', shape, '', '', 'us')
-                for how in ('alone', 'in turn')
-            ]
-            if None not in found:
-                rows.append([f'`{name}`', shape, *[f'{v:.0f}' for v in found]])
-    head = [f'{part}, {how}' for how in ('alone', 'in turn') for part in PARTS]
-    head += ['PyTorch, alone', 'PyTorch, in turn']
+    for (name, peer, _), shape in itertools.product(family(), SMALL):
+        wanted = [(f'{name}: {p}, {h}', 'native') for h in WAYS for p in PARTS]
+        wanted += [(f'{peer}: {WHOLE}, {h}', '') for h in WAYS]
+        found = [ledger.value(w, shape, p, '', 'us') for w, p in wanted]
+        if None not in found:
+            rows.append([f'`{name}`', shape, *[f'{v:.0f}' for v in found]])
+    head = [f'{part}, {how}' for how in WAYS for part in PARTS]
+    head += [f'PyTorch, {how}' for how in WAYS]
+    return table(['loss', 'shape', *head], rows)
+
+
+def eager_profile_table(ledger: Ledger) -> str:
+    """Operators of a call on the eager path, and their microseconds."""
+    rows = []
+    for (name, peer, _), shape in itertools.product(family(), SMALL):
+        found = [
+            ledger.value(f'{name}: operators', shape, 'eager', '', ''),
+            ledger.value(f'{name}: in operators', shape, 'eager', '', 'us'),
+            ledger.value(f'{name}: {WHOLE}, alone', shape, 'eager', '', 'us'),
+            ledger.value(f'{peer}: {WHOLE}, alone', shape, '', '', 'us'),
+        ]
+        if None not in found:
+            rows.append([f'`{name}`', shape, *[f'{v:.0f}' for v in found]])
+    head = ['operators', 'in operators', 'whole call', 'PyTorch']
     return table(['loss', 'shape', *head], rows)
 
 
@@ -368,6 +380,7 @@ def main() -> None:
         startup=startup_table(ledger),
         half=half_table(halves),
         profiles=profile_table(ledger),
+        eager_profiles=eager_profile_table(ledger),
         exponents=table(['', 'against', 'exponent', 'points'], exponents),
     )
     commits = set().union(*(x.commits for x in [ledger, *halves.values()]))

@@ -1,10 +1,12 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 r"""Says where the time of a call goes: into kernels, or into what is around.
 
-For each loss on small logits, where targets are missed: microseconds in the
-native kernels of both passes, and in all the rest (checks, weights,
-reduction, statistics, autograd), when nothing but the loss runs, and when
-PyTorch's own loss runs between its calls and takes the caches.
+For each loss on small logits, where targets are missed, among them those of
+the embedded benchmark's iterations: microseconds in the native kernels of
+both passes, and in all the rest (checks, weights, reduction, statistics,
+autograd), when nothing but the loss runs, and when PyTorch's own loss runs
+between its calls and takes the caches. Of the eager path: how many operators
+it calls, and the microseconds in them.
 
     python benchmarks/profile_calls.py --ledger benchmarks/speed.csv
 """
@@ -12,18 +14,28 @@ PyTorch's own loss runs between its calls and takes the caches.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import numpy as np
 import torch
 from ledger import ROOT, append, commit, cpu, read_ledger, versions
-from speed import SHAPES, Work, like_a_training
+from speed import SHAPES, Shape, Work, like_a_training
 from tqdm import tqdm
 
 COMMAND = 'python benchmarks/profile_calls.py'
+PROFILED = dict(
+    roi=SHAPES['roi'],
+    inat=SHAPES['inat'],
+    classification=Shape('classification iteration 64 x 40', (64, 40)),
+    segmentation=Shape(
+        'segmentation iteration 8 x 40 x 96 x 96', (8, 40, 96, 96)
+    ),
+)
 PARTS = ('forward kernel', 'backward kernel', 'around the kernels')
+WHOLE = 'whole call'
 
 
 class Watch:
@@ -53,58 +65,72 @@ def profile(watch: Watch, step: Any, between: Any, runs: int) -> np.ndarray:
     return np.array(found[runs // 5 :])
 
 
-def measure(name: str, runs: int) -> list[dict]:
+def operators(step: Any, runs: int = 20) -> tuple[float, float]:
+    """Operators of a call, and microseconds in them."""
+    with torch.profiler.profile() as found:
+        for _ in range(runs):
+            step()
+    events = [e for e in found.key_averages() if e.key.startswith('aten::')]
+    return (
+        sum(e.count for e in events) / runs,
+        sum(e.self_cpu_time_total for e in events) / runs,
+    )
+
+
+def measure(name: str, runs: int) -> Iterator[dict]:
     # performance.py needs no more than the names above.
     from lt_losses_mm.kernels import native
 
     library = native.load()
     if library is None:
         raise SystemExit('there is no C++ compiler: nothing to profile')
-    work = Work(SHAPES[name], torch.float32)
+    shape = PROFILED[name]
+
+    def row(what: str, path: str, values: Any, unit: str = 'us') -> dict:
+        p20, p50, p80 = np.percentile(values, (20, 50, 80))
+        return dict(
+            what=what,
+            shape=shape.title,
+            dtype='float32',
+            path=path,
+            p20=f'{p20:.4g}',
+            p50=f'{p50:.4g}',
+            p80=f'{p80:.4g}',
+            unit=unit,
+            runs=np.size(values),
+            threads=torch.get_num_threads(),
+            command=COMMAND,
+        )
+
+    work = Work(shape, torch.float32)
     watch = Watch(library)
-    native.load = lambda: watch
     like_a_training()
-    rows = []
-    groups = work.calls(('native',), False)[:2]
-    with tqdm(total=2 * sum(len(g) for g in groups), desc=name) as bar:
-        for group in groups:
-            (peer,) = [c for c in group if c.name == group[1].peer]
-            for call in group:
-                for how, between in (
-                    ('alone', lambda: None),
-                    ('in turn', lambda p=peer: p.step(work.logits)),
-                ):
-                    found = profile(
-                        watch,
-                        lambda c=call: c.step(work.logits),
-                        between,
-                        runs,
-                    )
-                    parts = zip(PARTS, found.T)
-                    if not call.peer:
-                        parts = [('PyTorch', found[:, 2])]
-                    for part, values in parts:
-                        p20, p50, p80 = np.percentile(
-                            values * 1e6, (20, 50, 80)
-                        )
-                        rows.append(
-                            dict(
-                                what=f'{call.name}: {part}, {how}',
-                                shape=SHAPES[name].title,
-                                dtype='float32',
-                                path=call.path,
-                                p20=f'{p20:.4g}',
-                                p50=f'{p50:.4g}',
-                                p80=f'{p80:.4g}',
-                                unit='us',
-                                runs=len(values),
-                                threads=torch.get_num_threads(),
-                                command=COMMAND,
-                            )
-                        )
-                    bar.update()
-    native.load = lambda: library
-    return rows
+    for group in work.calls(('eager', 'native'), False)[:2]:
+        (peer,) = [c for c in group if c.name == group[1].peer]
+        ways = (
+            ('alone', lambda: None),
+            ('in turn', lambda p=peer: p.step(work.logits)),
+        )
+        for call, (how, between) in itertools.product(
+            tqdm(group, desc=f'{name}, {peer.name}'), ways
+        ):
+            native.load = lambda: watch
+            found = 1e6 * profile(
+                watch, lambda c=call: c.step(work.logits), between, runs
+            )
+            native.load = lambda: library
+            if call.path == 'native':
+                for part, values in zip(PARTS, found.T):
+                    yield row(f'{call.name}: {part}, {how}', 'native', values)
+            else:
+                whole = found[:, 2]
+                yield row(f'{call.name}: {WHOLE}, {how}', call.path, whole)
+        for call in group:
+            if call.path == 'eager':
+                count, took = operators(lambda c=call: c.step(work.logits))
+                what = f'{call.name}: operators'
+                yield row(what, 'eager', [count], unit='')
+                yield row(f'{call.name}: in operators', 'eager', [took])
 
 
 def main() -> None:
@@ -113,7 +139,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('--shapes', nargs='+', default=['roi', 'inat'], choices=SHAPES)
+    add('--shapes', nargs='+', default=list(PROFILED), choices=PROFILED)
     add('--runs', type=int, default=200)
     add('--ledger', type=Path, default=ROOT / 'work_dirs' / 'speed.csv')
     args = parser.parse_args()
@@ -123,8 +149,8 @@ def main() -> None:
         if (row['command'], row['commit']) == (COMMAND, commit())
     }
     for name in args.shapes:
-        if SHAPES[name].title in done:
-            print(f'{SHAPES[name].title}: in the ledger')
+        if PROFILED[name].title in done:
+            print(f'{PROFILED[name].title}: in the ledger')
             continue
         origin = dict(versions=versions(), cpu=cpu(), commit=commit())
         rows = [dict(row, **origin) for row in measure(name, args.runs)]
