@@ -76,8 +76,8 @@ class Task(NamedTuple):
         scale: Factor to percent.
         title: Of the panel in the figure.
         dataset: Name in the ledger.
-        by_mim: Whether ``mim`` starts the run, by the config's bare name; the
-            package must be installed. Otherwise ``tools/train.py``.
+        by_mim: Whether ``mim`` starts the run; the package must be installed.
+            Otherwise ``tools/train.py``.
         published: Method -> overall figure with the recipe that the config
             shortens, and its source.
     """
@@ -201,7 +201,8 @@ class Run(NamedTuple):
         config = str(self.config.relative_to(ROOT))
         what = 'train' if self.trained == self else 'test'
         if TASKS[self.task].by_mim:
-            start = ['-m', 'mim', what, 'mm-lt-losses', self.config.name]
+            # By path: of a clone mim searches the copies in work dirs, too.
+            start = ['-m', 'mim', what, 'mm-lt-losses', config]
         else:
             start = [f'tools/{what}.py', config]
         if what == 'train':
