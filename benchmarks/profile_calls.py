@@ -41,13 +41,13 @@ WHOLE = 'whole call'
 class Watch:
     """Stands for the library and keeps the seconds of its calls."""
 
-    def __init__(self, library: Any) -> None:
-        self.library = library
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
         self.seconds = [0.0, 0.0]  # backward, forward
 
     def lt_losses_run(self, problem: Any, forward: int) -> None:
         started = time.perf_counter()
-        self.library.lt_losses_run(problem, forward)
+        self.compiled.lt_losses_run(problem, forward)
         self.seconds[forward] += time.perf_counter() - started
 
 

@@ -69,5 +69,5 @@ class RunningLoss(RunningStatistics, LongTailLoss):
         if batch.learns and sums is not None:
             if not isinstance(sums, Tensor):
                 sums = torch.stack(sums)
-            self.observe_all(sums[:, : self.num_classes])
+            self.observe(sums[:, : self.num_classes])
         return rows

@@ -143,17 +143,14 @@ class RunningStatistics(nn.Module):
         self._observed = False
         self._steps_without_commit = 0
 
-    def observe(self, **sums: Tensor) -> None:
-        """Add sums (C,), one for each of ``statistic_names``, to the pending.
+    def observe(self, sums: Tensor) -> None:
+        """Add sums, a row for each of ``statistic_names``, to the pending.
 
         Forward passes that do not train are the caller's to leave out.
-        """
-        self.observe_all(
-            torch.stack([sums[name] for name in self.statistic_names])
-        )
 
-    def observe_all(self, sums: Tensor) -> None:
-        """The same for sums (len(statistic_names), C) in that order."""
+        Args:
+            sums (Tensor): (len(statistic_names), C).
+        """
         self._pending += sums.to(self._pending.dtype)
         self._observed = True
 

@@ -37,7 +37,7 @@ class Sums(RunningStatistics):
 
     def see(self, a, b=0.0):
         size = self.a.shape
-        self.observe(a=torch.full(size, a), b=torch.full(size, b))
+        self.observe(torch.stack([torch.full(size, a), torch.full(size, b)]))
 
 
 def values(module):
