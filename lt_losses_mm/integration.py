@@ -1,13 +1,16 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """What importing the package changes in MMEngine, all of it, in one place.
 
-Two things, each because MMEngine offers no entry point for it:
+Three things, each because MMEngine offers no entry point for it:
 
 1. ``mmengine.config.utils.MODULE2PACKAGE`` learns two names, so that a config
    may inherit from ``lt_losses_mm::...`` (refused otherwise) and from
    ``mmseg::...`` (whose distribution has another name in the maintained
    fork).
-2. ``Runner.register_hooks`` adds :class:`~lt_losses_mm.hooks.ClassPriorHook`
+2. ``Config._get_cfg_path`` gives ``lt_losses_mm::...`` no scope. MMEngine
+   would look up every type of such a base, the hosts' among them, in this
+   package; our own types have its name in front of them.
+3. ``Runner.register_hooks`` adds :class:`~lt_losses_mm.hooks.ClassPriorHook`
    and :class:`~lt_losses_mm.hooks.StatisticsHook` to each runner that has
    none, so that no loss needs a further line in a config. See
    ``docs/decisions/0002-hook-attaches-itself``.
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import functools
 
+from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.runner import Runner
 
@@ -25,8 +29,23 @@ def install() -> None:
     """Connect the package to MMEngine; calling it again changes nothing."""
     MODULE2PACKAGE['mmseg'] = 'mmseg'
     MODULE2PACKAGE['lt_losses_mm'] = 'lt_losses_mm'
+    if not hasattr(Config._get_cfg_path, '_knows_host_types'):
+        Config._get_cfg_path = staticmethod(
+            _with_host_types(Config._get_cfg_path)
+        )
     if not hasattr(Runner.register_hooks, '_adds_hooks'):
         Runner.register_hooks = _with_hooks(Runner.register_hooks)
+
+
+def _with_host_types(get_cfg_path):
+
+    @functools.wraps(get_cfg_path)
+    def wrapper(cfg_path, filename):
+        path, scope = get_cfg_path(cfg_path, filename)
+        return path, None if scope == 'lt_losses_mm' else scope
+
+    wrapper._knows_host_types = True
+    return wrapper
 
 
 def _with_hooks(register_hooks):

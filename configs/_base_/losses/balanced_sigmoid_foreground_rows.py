@@ -1,3 +1,4 @@
-# The published form for detection: rows of background see no prior.
+# Which rows see the prior as published: not those of background. The prior
+# itself: docs/methods/balanced_sigmoid.md.
 _base_ = './balanced_sigmoid.py'
 lt_loss = dict(background='foreground_rows')

@@ -19,6 +19,7 @@ model = dict(
                 type='Normal', name='atss_cls', std=0.01, bias_prob=0.001
             ),
         ),
+        loss_bbox=dict(loss_weight=1.0),
     ),
     train_cfg=dict(assigner=dict(topk=18)),
     test_cfg=dict(nms_pre=6000, nms=dict(iou_threshold=0.5)),

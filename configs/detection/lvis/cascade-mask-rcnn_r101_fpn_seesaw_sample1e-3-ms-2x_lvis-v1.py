@@ -9,7 +9,7 @@ model = dict(
         bbox_head=[
             dict(
                 head,
-                cls_predictor_cfg=dict(type='NormedLinear', temperature=20),
+                cls_predictor_cfg=dict(type='NormedLinear'),
                 loss_cls=_base_.lt_loss,
             )
             for head in _base_.model.roi_head.bbox_head

@@ -5,7 +5,7 @@ _base_ = [
 model = dict(
     roi_head=dict(
         bbox_head=dict(
-            cls_predictor_cfg=dict(type='NormedLinear', temperature=20),
+            cls_predictor_cfg=dict(type='NormedLinear'),
             loss_cls={{_base_.lt_loss}},
         )
     )

@@ -12,5 +12,5 @@ val_dataloader = dict(dataset={{_base_.lvis_val}})
 test_dataloader = val_dataloader
 val_evaluator = {{_base_.lvis_metric}}
 test_evaluator = val_evaluator
-train_cfg = dict(max_epochs=24, val_interval=24)
+train_cfg = dict(val_interval=24)
 param_scheduler = {{_base_.lvis_2x}}

@@ -1,0 +1,4 @@
+_base_ = './mask-rcnn_r50_fpn_cross-entropy_sample1e-3-ms-2x_lvis-v1.py'
+model = dict(
+    roi_head=dict(bbox_head=dict(cls_predictor_cfg=dict(type='NormedLinear')))
+)
