@@ -288,6 +288,41 @@ def test_mim_train_of_the_host_by_path(installed, workplace, task, host):
     assert (work_dir / 'epoch_1.pth').is_file()
 
 
+def test_mim_search_lists_the_configs(installed, workplace):
+    out = run(
+        *(installed, '-m', 'mim', 'search', 'mm-lt-losses'),
+        '--valid-config',
+        cwd=workplace,
+    )
+    for task in HOSTS:
+        assert leaf(task, 'balanced-softmax').stem in out
+
+
+BUILD = """
+import sys
+import lt_losses_mm
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+config = Config.fromfile(sys.argv[1])
+init_default_scope(config.default_scope)
+print(type(MODELS.build(config.model)).__module__)
+"""
+
+
+@pytest.mark.parametrize('task', HOSTS)
+def test_a_config_elsewhere_inherits_from_the_wheel(installed, tmp_path, task):
+    readme = ROOT / 'configs' / task / 'own-data/README.md'
+    text = readme.read_text().split('```python\n')[1].split('```')[0]
+    assert text.startswith("_base_ = 'lt_losses_mm::")
+    (tmp_path / 'mine.py').write_text(text)
+    out = run(installed, '-c', BUILD, 'mine.py', cwd=tmp_path)
+    host = dict(
+        classification='mmpretrain', detection='mmdet', segmentation='mmseg'
+    )
+    assert f'{host[task]}.models' in out
+
+
 def test_mim_gridsearch_over_the_loss(installed, workplace):
     key = 'model.head.loss.type'
     losses = [
