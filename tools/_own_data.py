@@ -23,15 +23,15 @@ Writer = Callable[[dict, Path, int, Path, str], None]
 
 
 def make_own_data(
-    datasets: list[tuple[str, dict]], target: Path, model: dict, root: Path
+    datasets: list[tuple[str, dict]], path: str, model: dict, root: Path
 ) -> None:
     """Write what data sets with the same ``data_root`` need.
 
     Args:
         datasets: ``'train'`` or ``'val'`` and the config of the data set.
-        target: The folder to write, which appears when it is complete.
+        path: Their ``data_root``, without ``data/``.
         model: Config of the model, which has the number of classes.
-        root: Where the doubles are made.
+        root: What becomes ``data``.
 
     Raises:
         FileNotFoundError: If a data set is of a type that is not in
@@ -40,22 +40,20 @@ def make_own_data(
     kinds = {str(dataset['type']).split('.')[-1] for _, dataset in datasets}
     if not kinds or not kinds <= set(WRITERS):
         raise FileNotFoundError(
-            f'{target} is not there, expected the data, or one of '
+            f'data/{path} is not there, expected the data, or one of '
             f'{", ".join(WRITERS)} with this folder as data_root, for which '
             f'a stand-in can be made; got {", ".join(kinds) or "none"}. Fix: '
-            '--data-root DIR, where DIR holds the data'
+            f'--data-root DIR, where DIR/{path} holds the data'
         )
     num_classes = max(
         part['num_classes'] for part in walk(model) if 'num_classes' in part
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as parent:
-        temporary = Path(parent, target.name)
-        temporary.mkdir()
+    with tempfile.TemporaryDirectory() as doubles:
         for split, dataset in datasets:
             kind = str(dataset['type']).split('.')[-1]
-            WRITERS[kind](dataset, temporary, num_classes, root, split)
-        temporary.rename(target)
+            WRITERS[kind](
+                dataset, root / path, num_classes, Path(doubles), split
+            )
 
 
 def walk(value: Any) -> Iterator[dict]:

@@ -6,7 +6,8 @@ for its data set (a format double) that is made if it is not there. Trains a
 few steps, saves, resumes from the checkpoint, trains one step more and
 evaluates with the config's own evaluators. Fails if anything raises or if a
 loss is not finite. Results go to results.csv in the work directory; configs
-that have passed are not run again unless they have changed.
+that have passed are not run again unless they, --steps or --data-root have
+changed.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ SHORT_SIDE = 128
 # there have to be more of them than queries.
 SHORT_SIDE_WITH_QUERIES = 320
 SIZES = ('scale', 'scales', 'img_scale', 'crop_size', 'size', 'stride')
+# In the folder of a run.
+STAND_INS = 'data'
 MAKING_DATA = threading.Lock()
 
 
@@ -92,8 +95,8 @@ def main() -> None:
     parser.add_argument(
         '--data-root',
         metavar='DIR',
-        help='what `data/` in the configs becomes; doubles are made there '
-        '(default: WORK_DIR/data)',
+        help='what `data/` in the configs becomes; doubles of benchmarks are '
+        'made there (default: WORK_DIR/data)',
     )
     parser.add_argument(
         '--work-dir',
@@ -116,6 +119,7 @@ def main() -> None:
     parser.add_argument('--result', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.result is not None:
+        threading.Thread(target=end_with_the_parent, daemon=True).start()
         sys.exit(child(parser, args))
 
     paths = chosen(parser, args)
@@ -125,8 +129,6 @@ def main() -> None:
                 f'--{option}: expected at least 1, got {getattr(args, option)}'
             )
     work_dir = Path(args.work_dir)
-    if args.data_root is None:
-        args.data_root = str(work_dir / 'data')
     work_dir.mkdir(parents=True, exist_ok=True)
 
     table = Results(work_dir / 'results.csv')
@@ -241,54 +243,62 @@ def dry_run(
     log = Path(args.work_dir, 'logs', f'{flat}.log').absolute()
     run_dir = Path(args.work_dir, 'runs', flat).absolute()
     log.parent.mkdir(exist_ok=True)
+    data_root = args.data_root or os.path.join(args.work_dir, 'data')
     try:
         # Configs are not parsed in parallel either: MMEngine's import hook
         # and its temporary files are of the whole process.
         with MAKING_DATA:
             cfg = Config.fromfile(path)
-            row['digest'] = digest(cfg, args.steps)
+            row['digest'] = digest(cfg, args.steps, args.data_root)
             before = table.passed(name, row['digest'])
             if before is not None:
                 return dict(before, kept='yes')
-            make_doubles(cfg, Path(args.data_root))
+            # Checkpoints of an earlier run would be resumed from.
+            shutil.rmtree(run_dir, ignore_errors=True)
+            run_dir.mkdir(parents=True)
+            make_doubles(cfg, Path(data_root), run_dir / STAND_INS)
     except Exception as error:
         row['error'] = describe_error(error)
         log.write_text(traceback.format_exc(), encoding='utf-8')
     else:
-        # Checkpoints of an earlier run would be resumed from.
-        shutil.rmtree(run_dir, ignore_errors=True)
-        run_dir.mkdir(parents=True)
         result = run_dir / 'result.json'
         command = (
             *(sys.executable, __file__, path, '--result', result),
-            *('--data-root', args.data_root, '--work-dir', run_dir),
+            *('--data-root', data_root, '--work-dir', run_dir),
             *('--steps', args.steps),
         )
         start = time.time()
         with log.open('w', encoding='utf-8') as file:
-            code = subprocess.run(
+            process = subprocess.Popen(
                 list(map(str, command)),
                 # The CPU, also where there is a GPU.
                 env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''},
+                # Never written to: see end_with_the_parent.
+                stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-            ).returncode
+            )
+            with process:
+                code = process.wait()
         row['seconds'] = f'{time.time() - start:.1f}'
         if result.is_file():
             row.update(json.loads(result.read_text(encoding='utf-8')))
         else:
             row['error'] = f'the process ended with exit code {code}'
-        # Checkpoints of all configs would fill a disk.
-        shutil.rmtree(run_dir)
+    # Checkpoints of all configs would fill a disk.
+    shutil.rmtree(run_dir, ignore_errors=True)
     if row['status'] == 'fail':
         row['error'] += f' (see {log})'
     table.add(row)
     return row
 
 
-def digest(cfg: Config, steps: int) -> str:
+def digest(cfg: Config, steps: int, data_root: str | None) -> str:
     """Changes if the config or the way it is run does."""
-    text = json.dumps([cfg.to_dict(), steps], sort_keys=True, default=str)
+    what = [cfg.to_dict(), steps]
+    if data_root is not None:
+        what.append(os.path.realpath(data_root))
+    text = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha1(text.encode()).hexdigest()[:12]
 
 
@@ -310,8 +320,14 @@ def data_paths(cfg: Config) -> set[str]:
     return paths - {''}
 
 
-def make_doubles(cfg: Config, root: Path) -> None:
+def make_doubles(cfg: Config, root: Path, stand_ins: Path) -> None:
     """Make stand-ins for the data of the config that are not there.
+
+    Args:
+        cfg: The config.
+        root: Where the data are, and where doubles of benchmarks are kept.
+        stand_ins: Where other data are made. They follow from the config,
+            hence are not kept for the next one, which may say otherwise.
 
     Raises:
         FileNotFoundError: If data are missing that have no stand-in.
@@ -328,14 +344,27 @@ def make_doubles(cfg: Config, root: Path) -> None:
             if not folder.exists() or (folder / MARKER).exists():
                 make_double(names[0], root)
         # The digits make themselves when they are built.
-        elif path != 'digits' and not (root / path).exists():
+        elif path != 'digits' and not os.path.exists(
+            locate(path, root, stand_ins)
+        ):
             datasets = [
-                (split, dataset)
-                for split in ('train', 'val')
-                for dataset in walk(cfg.get(f'{split}_dataloader'))
+                # The pictures of a test set are those of the validation set.
+                ('train' if key == 'train_dataloader' else 'val', dataset)
+                for key in LOADERS
+                for dataset in walk(cfg.get(key))
                 if str(dataset.get('data_root')).rstrip('/') == f'data/{path}'
             ]
-            make_own_data(datasets, root / path, cfg.model, root)
+            make_own_data(datasets, path, cfg.model, stand_ins)
+
+
+def end_with_the_parent() -> None:
+    """End this process when the one that started it ends, however it does.
+
+    It would go on in a folder that the next call deletes. Standard input is
+    a pipe that only the parent holds open.
+    """
+    os.read(0, 1)
+    os._exit(1)
 
 
 def child(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -346,7 +375,7 @@ def child(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     try:
         cfg = load_config(parser, args)
         set_mmpretrain_dataloaders(cfg)
-        notes = shrink(cfg, args.data_root)
+        notes = shrink(cfg, args.data_root, Path(args.work_dir, STAND_INS))
         row['shrunk'] = '; '.join(notes)
         losses, metrics = train_and_evaluate(cfg, args.steps)
         row.update(
@@ -366,7 +395,7 @@ def child(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     return int(row['status'] == 'fail')
 
 
-def shrink(cfg: Config, data_root: str) -> list[str]:
+def shrink(cfg: Config, data_root: str, stand_ins: Path) -> list[str]:
     """Make a config small, in place, without another code path.
 
     The model keeps its layers and its classes, the pipelines keep their
@@ -376,8 +405,13 @@ def shrink(cfg: Config, data_root: str) -> list[str]:
         What was changed, in words.
     """
     notes = [f'data/ is {data_root}']
+    notes += [
+        f'made up: data/{path}'
+        for path in sorted(data_paths(cfg))
+        if (stand_ins / path).exists()
+    ]
     for key, value in cfg.items():
-        cfg[key] = relocate(value, data_root)
+        cfg[key] = relocate(value, data_root, stand_ins)
     for key in LOADERS:
         loader = cfg.get(key)
         if loader is None:
@@ -400,17 +434,25 @@ def shrink(cfg: Config, data_root: str) -> list[str]:
     return notes
 
 
-def relocate(value: Any, data_root: str) -> Any:
+def relocate(value: Any, data_root: str, stand_ins: Path) -> Any:
     """Replace ``data`` in all paths."""
     if isinstance(value, dict):
         root = value.get('data_root') == 'data'
-        moved = {k: relocate(v, data_root) for k, v in value.items()}
+        moved = {
+            k: relocate(v, data_root, stand_ins) for k, v in value.items()
+        }
         return dict(moved, data_root=data_root) if root else moved
     if isinstance(value, (list, tuple)):
-        return type(value)(relocate(item, data_root) for item in value)
+        return type(value)(relocate(v, data_root, stand_ins) for v in value)
     if isinstance(value, str) and value.startswith('data/'):
-        return os.path.join(data_root, value[len('data/') :])
+        return locate(value[len('data/') :], data_root, stand_ins)
     return value
+
+
+def locate(path: str, data_root: str | Path, stand_ins: Path) -> str:
+    """Where ``data/path`` is; real data come first."""
+    places = [os.path.join(root, path) for root in (data_root, stand_ins)]
+    return next(filter(os.path.exists, places), places[0])
 
 
 def shrink_images(cfg: Config) -> list[str]:
