@@ -20,7 +20,8 @@ def main() -> None:
         '--images',
         type=int,
         default=8,
-        help='of each split; CIFAR: of each class (default: 8)',
+        help='of each split; CIFAR: training images of each class '
+        '(default: 8)',
     )
     parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
     args = parser.parse_args()
@@ -28,7 +29,7 @@ def main() -> None:
     for name in names:
         try:
             folder = make_double(name, args.root, args.seed, args.images)
-        except (ValueError, FileExistsError) as error:
+        except (ValueError, OSError) as error:
             parser.error(str(error))
         print(f'{name}: {folder}')
 

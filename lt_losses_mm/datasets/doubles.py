@@ -5,8 +5,8 @@ A double has the benchmark's files, fields and number of classes, but a few
 small pictures of coloured shapes. A config whose data are not at hand can be
 built, stepped and evaluated on it with its real heads. Class names and
 figures are the real ones where the package ships them (LVIS, ADE20K);
-elsewhere names are numbers. Below ``root``, which takes the place of the
-configs' ``data``::
+elsewhere, folders included, they are made up of the label. Below ``root``,
+which takes the place of the configs' ``data``::
 
     lvis_v1/annotations/lvis_v1_{train,val}.json   lvis_v1
     lvis_v1/{train2017,val2017}/000000000001.jpg
@@ -16,7 +16,8 @@ configs' ``data``::
     places_lt/Places_LT_{train,val,test}.txt       places_lt
     places_lt/data_256/s/scene_000/..., val_256/...
     inaturalist2018/iNaturalist18_{train,val}.txt  inaturalist2018
-    inaturalist2018/train_val2018/Plantae/0000/...
+    inaturalist2018/{train,val}2018.json
+    inaturalist2018/train_val2018/Plantae/0/...
     cifar-10-batches-py/, cifar-100-python/        cifar10, cifar100
     ade/ADEChallengeData2016/{images,annotations}/{training,validation}/
                                                    ade20k
@@ -43,8 +44,9 @@ from lt_losses_mm.priors import load_class_counts
 
 from .cifar_lt import CIFAR10LT, CIFAR100LT
 
-# Raised whenever the same arguments no longer give the same files.
-FORMAT = 1
+# Raised whenever the same arguments no longer give the same files. Format 1
+# lacks files and fields that no config reads.
+FORMAT = 2
 SIDES = (128, 96)
 OBJECTS = 8
 MARKER = 'double.json'
@@ -71,6 +73,7 @@ def make_double(
     Raises:
         ValueError: If the name or the number of images is not as expected.
         FileExistsError: If the folder is there, but not as the same double.
+        NotADirectoryError: If ``root`` or a folder above it is a file.
     """
     if name not in DOUBLES:
         raise ValueError(
@@ -85,7 +88,13 @@ def make_double(
     folder, write = DOUBLES[name]
     target = Path(root) / folder
     wanted = dict(double=name, format=FORMAT, seed=seed, images=images)
-    if not target.exists():
+    for parent in target.parents:
+        if os.path.lexists(parent) and not parent.is_dir():
+            raise NotADirectoryError(
+                f'root={str(root)!r}: {str(parent)!r} is a file or a dead '
+                'link, expected a folder or nothing. Fix: give another root.'
+            )
+    if not os.path.lexists(target):
         temporary = target.with_name(f'.{target.name}-{uuid.uuid4().hex}')
         temporary.mkdir(parents=True)
         try:
@@ -102,7 +111,7 @@ def make_double(
             shutil.rmtree(temporary, ignore_errors=True)
     marker = target / MARKER
     found = json.loads(marker.read_text()) if marker.is_file() else 'no double'
-    if found != wanted:
+    if found not in (wanted, dict(wanted, format=1)):
         raise FileExistsError(
             f'{str(target)!r} holds {found}, expected nothing or {wanted}. '
             'Nothing was written. Fix: give another root, or move that '
@@ -149,11 +158,11 @@ def _write_list(
     list_name: str,
     labels: np.ndarray,
     path_of: Callable[[int, int], str],
-) -> None:
-    """Write one list file and its images."""
+) -> list[dict[str, Any]]:
+    """Write one list file and its images; what JSON lists say of these."""
     import cv2
 
-    lines = []
+    lines, records = [], []
     for number, label in enumerate(labels.tolist(), 1):
         path = path_of(label, number)
         image = _picture(rng, SIDES if number % 2 else SIDES[::-1])
@@ -161,7 +170,12 @@ def _write_list(
         cv2.circle(image, centre, rng.randint(20, 45), _colour(label), -1)
         _write_image(folder / path, image)
         lines.append(f'{path} {label}\n')
+        height, width = image.shape[:2]
+        records.append(
+            dict(id=number, file_name=path, height=height, width=width)
+        )
     (folder / list_name).write_text(''.join(lines))
+    return records
 
 
 def _imagenet_lt(
@@ -191,14 +205,33 @@ def _places_lt(folder: Path, rng: np.random.RandomState, images: int) -> None:
 def _inaturalist2018(
     folder: Path, rng: np.random.RandomState, images: int
 ) -> None:
-    labels = _long_tail(load_class_counts('inaturalist18').counts, images)
+    counts = load_class_counts('inaturalist18').counts
+    labels = _long_tail(counts, images)
+    categories = [
+        dict(id=i, name=f'species_{i}', supercategory='Plantae')
+        for i in range(len(counts))
+    ]
     for split in ('train', 'val'):
 
         def path_of(label: int, number: int, split: str = split) -> str:
             digest = hashlib.md5(f'{split} {number}'.encode()).hexdigest()
-            return f'train_val2018/Plantae/{label:04d}/{digest}.jpg'
+            return f'train_val2018/Plantae/{label}/{digest}.jpg'
 
-        _write_list(folder, rng, f'iNaturalist18_{split}.txt', labels, path_of)
+        name = f'iNaturalist18_{split}.txt'
+        records = _write_list(folder, rng, name, labels, path_of)
+        content = dict(
+            info=dict(description='Format double', version='2018'),
+            images=[
+                dict(record, license=1, rights_holder='') for record in records
+            ],
+            licenses=[dict(id=1, name='Apache-2.0', url='')],
+            annotations=[
+                dict(id=record['id'], image_id=record['id'], category_id=label)
+                for record, label in zip(records, labels.tolist())
+            ],
+            categories=categories,
+        )
+        (folder / f'{split}2018.json').write_text(json.dumps(content))
 
 
 def _cifar(
@@ -217,16 +250,22 @@ def _cifar(
         for name, chosen in zip(
             files, np.array_split(np.arange(len(labels)), len(files))
         ):
-            content = {
+            content: dict[str, Any] = {
                 'batch_label': f'{split} double',
                 kind.label_key: labels[chosen].tolist(),
                 'data': data[chosen].reshape(len(chosen), 3072),
                 'filenames': [f'{split}_{i:06d}.png' for i in chosen],
             }
+            if kind is CIFAR100LT:
+                # 20 superclasses; which class is in which is made up.
+                content['coarse_labels'] = (labels[chosen] // 5).tolist()
             (folder / name).write_bytes(pickle.dumps(content, 2))
-    (folder / kind.meta_file).write_bytes(
-        pickle.dumps({kind.meta_key: names}, 2)
-    )
+    meta: dict[str, Any] = {kind.meta_key: names}
+    if kind is CIFAR100LT:
+        meta['coarse_label_names'] = [f'superclass_{i}' for i in range(20)]
+    else:
+        meta.update(num_cases_per_batch=2 * images, num_vis=3072)
+    (folder / kind.meta_file).write_bytes(pickle.dumps(meta, 2))
 
 
 def _cifar10(folder: Path, rng: np.random.RandomState, images: int) -> None:
@@ -239,6 +278,7 @@ def _cifar100(folder: Path, rng: np.random.RandomState, images: int) -> None:
 
 def _ade20k(folder: Path, rng: np.random.RandomState, images: int) -> None:
     share = load_class_counts('ade20k')
+    scenes = []
     for split, short in (('training', 'train'), ('validation', 'val')):
         for number in range(1, images + 1):
             sides = SIDES if number % 2 else SIDES[::-1]
@@ -256,6 +296,7 @@ def _ade20k(folder: Path, rng: np.random.RandomState, images: int) -> None:
                 mask[top : ends[0], low : ends[1]] = label + 1
                 image[top : ends[0], low : ends[1]] = _colour(int(label))
             name = f'ADE_{short}_{number:08d}'
+            scenes.append(f'{name} scene\n')
             _write_image(folder / 'images' / split / f'{name}.jpg', image)
             _write_image(folder / 'annotations' / split / f'{name}.png', mask)
     assert share.names is not None
@@ -265,6 +306,7 @@ def _ade20k(folder: Path, rng: np.random.RandomState, images: int) -> None:
         for i, (ratio, name) in enumerate(zip(share.counts, share.names), 1)
     ]
     (folder / 'objectInfo150.txt').write_text(''.join(rows))
+    (folder / 'sceneCategories.txt').write_text(''.join(scenes))
 
 
 def _lvis(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -113,6 +114,59 @@ def test_cifar(data, name, kind, host):
     cls = getattr(cifar, host)
     double = type('Double', (cls,), dict(_check_integrity=lambda self: True))
     assert len(double(str(data), download=False)) == 8 * len(counts)
+
+
+def test_cifar_has_every_field(data):
+    def read(path):
+        return pickle.loads((data / path).read_bytes())
+
+    meta = read('cifar-10-batches-py/batches.meta')
+    batch = read('cifar-10-batches-py/data_batch_5')
+    assert meta.keys() == {'label_names', 'num_cases_per_batch', 'num_vis'}
+    assert batch['data'].shape == (meta['num_cases_per_batch'], 3072)
+    fields = {'batch_label', 'labels', 'data', 'filenames'}
+    assert batch.keys() == fields
+    meta = read('cifar-100-python/meta')
+    assert len(meta['fine_label_names']) == 100
+    assert len(meta['coarse_label_names']) == 20
+    for split in ('train', 'test'):
+        batch = read(f'cifar-100-python/{split}')
+        assert batch.keys() == fields - {'labels'} | {
+            'fine_labels',
+            'coarse_labels',
+        }
+        # Each class is in one superclass.
+        pairs = set(zip(batch['fine_labels'], batch['coarse_labels']))
+        assert len(pairs) == 100
+        assert {coarse for _, coarse in pairs} == set(range(20))
+
+
+def test_inaturalist2018_json_and_list_say_the_same(data):
+    folder = data / 'inaturalist2018'
+    for split in ('train', 'val'):
+        content = json.loads((folder / f'{split}2018.json').read_text())
+        assert [c['id'] for c in content['categories']] == [*range(8142)]
+        for image in content['images']:
+            assert {'height', 'width', 'license', 'rights_holder'} <= {*image}
+        datasets = [
+            DATASETS.build(
+                dict(
+                    type='lt_losses_mm.ImageListDataset',
+                    data_root=str(folder),
+                    ann_file=name,
+                )
+            )
+            for name in (f'{split}2018.json', f'iNaturalist18_{split}.txt')
+        ]
+        samples = [
+            [dataset.get_data_info(i) for i in range(len(dataset))]
+            for dataset in datasets
+        ]
+        assert samples[0] == samples[1]
+        for sample in samples[0]:
+            *_, top, group, species, _ = sample['img_path'].split('/')
+            assert (top, group) == ('train_val2018', 'Plantae')
+            assert species == str(sample['gt_label'])
 
 
 @pytest.mark.parametrize('name', LVIS)
@@ -277,6 +331,35 @@ def test_ade20k(data):
             assert {0, 1, 150} <= set(np.unique(mask)) <= {*range(151)}
             labels = dataset[i]['data_samples'].gt_sem_seg.data.unique()
             assert {0, 149, 255} <= set(labels.tolist())
+
+
+def test_ade20k_names_the_scene_of_each_image(data):
+    folder = data / 'ade/ADEChallengeData2016'
+    lines = (folder / 'sceneCategories.txt').read_text().splitlines()
+    images = sorted(path.stem for path in folder.glob('images/*/*.jpg'))
+    assert sorted(line.split(' ')[0] for line in lines) == images
+    assert all(len(line.split(' ')) == 2 for line in lines)
+
+
+def test_takes_doubles_of_the_first_format(tmp_path):
+    marker = make_double('cifar100', tmp_path) / MARKER
+    older = dict(json.loads(marker.read_text()), format=1)
+    marker.write_text(json.dumps(older))
+    assert make_double('cifar100', tmp_path) == marker.parent
+    marker.write_text(json.dumps(dict(older, format=3)))
+    with pytest.raises(FileExistsError, match='Fix: give another root'):
+        make_double('cifar100', tmp_path)
+
+
+def test_refuses_files_and_dead_links_in_the_way(tmp_path):
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(NotADirectoryError, match=r"file' is a file.*Fix: "):
+        make_double('imagenet_lt', tmp_path / 'file/data')
+    link = tmp_path / 'imagenet_lt'
+    link.symlink_to('nowhere')
+    with pytest.raises(FileExistsError, match='holds no double'):
+        make_double('imagenet_lt', tmp_path)
+    assert link.is_symlink()
 
 
 def test_makes_nothing_twice_and_overwrites_nothing(tmp_path):
