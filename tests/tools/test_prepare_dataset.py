@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from lt_losses_mm.datasets import make_double
+from lt_losses_mm.datasets.doubles import MARKER
 from lt_losses_mm.priors import ClassCounts, load_class_counts
 from lt_losses_mm.registry import DATASETS
 
@@ -70,6 +71,13 @@ def figures(monkeypatch):
         )
 
     return lambda counts: replace(**counts)
+
+
+def real(name, root):
+    """A double that claims to be the data themselves."""
+    folder = make_double(name, root)
+    (folder / MARKER).unlink()
+    return folder
 
 
 def counted(labels, classes):
@@ -171,35 +179,83 @@ def test_imagenet_lt_mini_needs_only_its_images(run, fail, tmp_path):
     lists = imagenet(tmp_path / 'lists')
     ilsvrc = tmp_path / 'ILSVRC'
     (ilsvrc / 'val/n00000000').mkdir(parents=True)
-    touch(ilsvrc, ['train/n00000000/train_0_0.JPEG'])
+    (ilsvrc / 'train').mkdir()
     message = fail('imagenet-lt', ilsvrc, 'lists', '--mini', 10)
-    assert '29 of 30 images missing, such as ' in message
+    assert '30 of 30 images missing, such as ' in message
     assert not (tmp_path / 'data_mini').exists()
+    # Evenly spread from the most to the least frequent class.
+    counts = load_class_counts('imagenet_lt').counts
+    order = np.argsort(-counts, kind='stable')
+    classes = order[np.linspace(0, 999, 10).round().astype(int)]
     for samples in lists.values():
-        touch(ilsvrc, [path for path, _ in samples[:1] + samples[-1:]])
-        touch(
-            ilsvrc,
-            [
-                samples[int(i)][0]
-                for i in np.linspace(0, len(samples) - 1, 10).round()
-            ],
-        )
+        labels = [label for _, label in samples]
+        touch(ilsvrc, [samples[labels.index(c)][0] for c in classes])
     run('imagenet-lt', ilsvrc, 'lists', '--mini', 10)
     root = tmp_path / 'data_mini/imagenet_lt'
     for split in lists:
         dataset = build(root, f'ImageNet_LT_{split}.txt')
-        labels = dataset.get_gt_labels()
-        assert (len(labels), labels[0], labels[-1]) == (10, 0, 999)
+        assert dataset.get_gt_labels().tolist() == sorted(classes)
         for i in range(10):
             path = Path(dataset.get_data_info(i)['img_path'])
             name = str(path.relative_to(root))
             assert path.read_text() == name
             assert not path.is_symlink()
     before = snapshot(root)
-    assert 'copied: 0 images' in run(
+    # Another copy there is refused before anything is copied.
+    message = fail('imagenet-lt', ilsvrc, 'lists', '--mini', 2)
+    assert message.count('has other contents; it was left alone') == 3
+    assert snapshot(root) == before
+    assert 'copied: 0 files' in run(
         'imagenet-lt', ilsvrc, 'lists', '--mini', 10
     )
     assert snapshot(root) == before
+
+
+@pytest.mark.parametrize('number', [100, 1000, 3000])
+def test_mini_of_shuffled_lists_keeps_the_tail(
+    run, tmp_path, monkeypatch, everything_there, number
+):
+    lists = imagenet(tmp_path / 'lists')
+    rng = np.random.RandomState(0)
+    for split, samples in lists.items():
+        rng.shuffle(samples)
+        write_list(tmp_path / 'lists', f'ImageNet_LT_{split}.txt', samples)
+    (tmp_path / 'ILSVRC/train').mkdir(parents=True)
+    (tmp_path / 'ILSVRC/val/n00000000').mkdir(parents=True)
+    monkeypatch.setattr(
+        tool.shutil, 'copyfile', lambda source, part: part.touch()
+    )
+    run('imagenet-lt', 'ILSVRC', 'lists', '--mini', number)
+    found = {}
+    for split, samples in lists.items():
+        path = tmp_path / f'data_mini/imagenet_lt/ImageNet_LT_{split}.txt'
+        kept = [line.split() for line in path.read_text().splitlines()]
+        assert len(kept) == number
+        assert {(image, int(label)) for image, label in kept} <= {*samples}
+        found[split] = np.bincount([int(y) for _, y in kept], minlength=1000)
+        # The same classes in every split.
+        assert ((found[split] > 0) == (found['train'] > 0)).all()
+    counts = load_class_counts('imagenet_lt').counts
+    tail = (found['train'][counts < 20] > 0).sum()
+    if number < 1000:
+        assert 13 <= tail <= 14 and found['train'].max() == 1
+    else:
+        # One image each, the rest in proportion.
+        share = (number - 1000) * (counts - 1) / (counts - 1).sum()
+        assert (abs(found['train'] - 1 - share) <= 1).all()
+        assert tail == 136
+
+
+def test_mini_of_images_with_several_classes():
+    # 0 and 1 are frequent; 3 is rare, and no image of 'val' has it.
+    lists = dict(
+        train=[[0, 1], [0], [0, 1], [1], [0, 1, 2], [2], [3]],
+        val=[[0], [0, 1], [1], [2], [0, 4]],
+    )
+    assert tool.cut(lists, 2) == dict(train=[0, 6], val=[0, 1])
+    # Image 0 stands for two classes, so that another one has its place.
+    assert tool.cut(lists, 4)['train'] == [0, 1, 4, 6]
+    assert tool.cut(lists, 9) == dict(train=[*range(7)], val=[*range(5)])
 
 
 def test_says_all_that_is_missing_at_once(fail, tmp_path):
@@ -210,6 +266,205 @@ def test_says_all_that_is_missing_at_once(fail, tmp_path):
     assert message.count('Fix: ') == 5
     assert '- nowhere: no such folder' in fail('lvis', 'nowhere')
     assert not (tmp_path / 'data').exists()
+
+
+def test_says_what_is_missing_beside_an_archive(fail, tmp_path):
+    touch(tmp_path, ['downloads/lvis_v1_train.json.zip', 'new/x'])
+    message = fail('lvis', 'downloads', 'new')
+    names = ('train2017', 'val2017', 'lvis_v1_val.json')
+    for name in names:
+        assert f'- {name}' in message
+    assert message.count('Fix: ') == len(names)
+    touch(tmp_path, ['train2017/x', 'val2017/x', 'lvis_v1_val.json.zip'])
+    message = fail('lvis', '.', 'downloads')
+    assert message.count('expected a whole archive. Fix: ') == 2
+    assert not (tmp_path / 'data').exists()
+
+
+@pytest.mark.parametrize(
+    ('line', 'text'),
+    [
+        (1, '<!DOCTYPE html>'),
+        (3, 'ILSVRC2012/train/n00000000/x.JPEG 0'),
+        (2, 'train/n00000000/x.JPEG -1'),
+        (2, ''),
+    ],
+)
+def test_refuses_lists_that_are_none(fail, tmp_path, line, text):
+    imagenet(tmp_path)
+    touch(tmp_path, ['train/x', 'val/x'])
+    path = tmp_path / 'ImageNet_LT_val.txt'
+    lines = path.read_text().splitlines()
+    lines.insert(line - 1, text)
+    path.write_text('\n'.join(lines))
+    message = fail('imagenet-lt', '.')
+    assert f'{path}, line {line}: got {text!r}, expected ' in message
+    assert 'below train or val. Fix: take it from https://' in message
+
+
+def test_refuses_labels_of_other_classes(fail, tmp_path):
+    lists = imagenet(tmp_path)
+    touch(tmp_path, ['train/x', 'val/x'])
+    turned = [(path, 999 - label) for path, label in lists['test']]
+    write_list(tmp_path, 'ImageNet_LT_test.txt', turned)
+    message = fail('imagenet-lt', '.')
+    assert (
+        "ImageNet_LT_test.txt, line 1: got 'val/n00000000/test_0_0.JPEG' with "
+        "label 999, expected folder 'n00000999' for label 999 and label 0 "
+    ) in message
+    # The same exchange in all lists, of two classes of equal size.
+    counts = load_class_counts('imagenet_lt').counts
+    one, two = np.flatnonzero(counts == np.median(counts).round())[:2].tolist()
+    other = {one: two, two: one}
+    for split, samples in lists.items():
+        name = f'ImageNet_LT_{split}.txt'
+        write_list(
+            tmp_path, name, [(path, other.get(y, y)) for path, y in samples]
+        )
+    message = fail('imagenet-lt', '.')
+    assert (
+        f"ImageNet_LT_train.txt: got folder 'n{two:08d}' for label {one}, "
+        f"expected 'n{one:08d}'"
+    ) in message
+
+
+@pytest.mark.parametrize(
+    ('content', 'problem'),
+    [
+        ('<html>', 'Expecting value: line 1 column 1'),
+        ('{"images": [', 'Expecting value: line 1 column 13'),
+        ('{}', "no list 'images', expected the lists images, annotations"),
+        ('[]', "no list 'images'"),
+        ('{"images": [{"id": 3}]}', "images[0] is {'id': 3}, expected the"),
+        (
+            '{"images": [], "categories": [{"id": 0}],'
+            ' "annotations": [{"image_id": 7, "category_id": 0}]}',
+            'annotations of 1 images that are not there, such as image_id 7',
+        ),
+    ],
+)
+@pytest.mark.parametrize('benchmark', ['lvis', 'inaturalist2018'])
+def test_refuses_annotations_that_are_none(
+    fail, tmp_path, benchmark, content, problem
+):
+    names = dict(lvis='lvis_v1_{}.json', inaturalist2018='{}2018.json')
+    for split in ('train', 'val'):
+        (tmp_path / names[benchmark].format(split)).write_text(content)
+    touch(tmp_path, ['train2017/x', 'val2017/x', 'train_val2018/x'])
+    message = fail(benchmark, '.')
+    for split in ('train', 'val'):
+        path = tmp_path / names[benchmark].format(split)
+        assert f'- {path}: ' in message
+    assert message.count(problem) == 2
+    assert message.count('Fix: download it again') == 2
+
+
+def test_refuses_images_outside_of_the_folders(
+    fail, figures, monkeypatch, tmp_path
+):
+    source = real('lvis_v1', tmp_path / 'double')
+    figures(lvis_figures(tmp_path / 'double', 'v1'))
+    sizes = dict(train=(9, 1), val=(8, 1))
+    monkeypatch.setattr(tool, 'LVIS_IMAGES', dict(v1=sizes))
+    path = source / 'annotations/lvis_v1_val.json'
+    path.write_text(path.read_text().replace('/val2017/', '/test2017/'))
+    message = fail('lvis', source, path.parent)
+    assert '4 paths of images such as ' in message
+    assert 'expected below train2017 or val2017. Fix: ' in message
+
+
+@pytest.mark.parametrize('benchmark', tool.PREPARE)
+def test_refuses_data_below_a_file_or_a_double(fail, tmp_path, benchmark):
+    touch(tmp_path, ['file', 'new/x'])
+    message = fail(benchmark, 'new', '--data', 'file/data')
+    assert '- file exists, but is a file or a dead link' in message
+    folders = {
+        'lvis': ('lvis_v1', 'lvis_v1'),
+        'imagenet-lt': ('imagenet_lt', 'imagenet_lt'),
+        'places-lt': ('places_lt', 'places_lt'),
+        'inaturalist2018': ('inaturalist2018', 'inaturalist2018'),
+        'cifar': ('cifar-100-python', 'cifar-100-python'),
+        'ade20k': ('ade', 'ade/ADEChallengeData2016'),
+    }
+    for i, folder in enumerate(folders[benchmark]):
+        touch(tmp_path, [f'{i}/{folder}/{MARKER}'])
+        message = fail(benchmark, 'new', '--data', i)
+        assert f'- {i}/{folder} exists, but is a format double' in message
+
+
+def test_refuses_what_is_not_as_in_the_archives(fail, tmp_path):
+    touch(tmp_path, ['new/train2017/x', 'new/val2017/x'])
+    for split in ('train', 'val'):
+        name = f'lvis_v1_{split}.json'
+        archive = tmp_path / f'new/{name}.zip'
+        with zipfile.ZipFile(archive, 'w') as content:
+            content.writestr(name, 'as published')
+    # What comes last is in the way: nothing of what comes first is written.
+    mine = tmp_path / 'data/lvis_v1/annotations/lvis_v1_val.json'
+    for write in (lambda: touch(mine.parent, [mine.name]), mine.mkdir):
+        write()
+        before = snapshot(tmp_path)
+        assert f'{mine.name} exists, but is not as in ' in fail('lvis', 'new')
+        assert snapshot(tmp_path) == before
+        mine.unlink() if mine.is_file() else mine.rmdir()
+    mine.symlink_to('nowhere')
+    assert f'{mine.name} exists, but is not as in ' in fail('lvis', 'new')
+    assert mine.is_symlink()
+    with zipfile.ZipFile(archive, 'w') as content:
+        content.writestr('README', 'as published')
+    assert f'{archive}: holds no lvis_v1_val.json. Fix' in fail('lvis', 'new')
+
+
+def test_leaves_no_part_of_a_broken_archive(fail, tmp_path):
+    touch(tmp_path, ['new/train2017/x', 'new/val2017/x', 'new/val.json'])
+    for split in ('train', 'val'):
+        name = f'lvis_v1_{split}.json'
+        archive = tmp_path / f'new/{name}.zip'
+        with zipfile.ZipFile(archive, 'w') as content:
+            content.writestr(name, 'as published')
+    archive.write_bytes(archive.read_bytes().replace(b'as pub', b'no pub'))
+    message = fail('lvis', 'new')
+    assert 'got Bad CRC-32' in message
+    files = [p.name for p in (tmp_path / 'data').rglob('*') if p.is_file()]
+    assert files == ['lvis_v1_train.json']
+
+
+def test_says_what_the_system_refuses(fail, cifar, monkeypatch, tmp_path):
+    def full(self, target):
+        raise OSError(28, 'No space left on device', str(self))
+
+    monkeypatch.setattr(Path, 'symlink_to', full)
+    message = fail('cifar', 'downloads')
+    assert 'No space left on device' in message and 'Fix: ' in message
+
+
+def test_takes_the_better_name_of_a_later_source(run, tmp_path):
+    touch(tmp_path, ['ILSVRC/train/x', 'pl/data_256/x', 'pl/val_256/x'])
+    job = tool.Job.__new__(tool.Job)
+    job.sources = [tmp_path / 'ILSVRC', tmp_path / 'pl']
+    job.problems = []
+    found = job.find(['data_256', 'train'], 'x')
+    assert found == (tmp_path / 'pl/data_256').resolve()
+    assert job.find(['nothing', 'train'], 'x').parent.name == 'ILSVRC'
+
+
+def test_replaces_no_dead_link(fail, tmp_path, everything_there):
+    imagenet(tmp_path)
+    touch(tmp_path, ['train/n00000000/x', 'val/n00000000/x'])
+    root = tmp_path / 'data/imagenet_lt'
+    root.mkdir(parents=True)
+    names = ('train', 'ImageNet_LT_val.txt')
+    for name in names:
+        (root / name).symlink_to('nowhere')
+    message = fail('imagenet-lt', '.')
+    for name in names:
+        assert f'imagenet_lt/{name} exists, but ' in message
+    assert sorted(p.name for p in root.iterdir()) == sorted(names)
+    small = tmp_path / 'data_mini/imagenet_lt/val'
+    small.mkdir(parents=True)
+    (small / 'n00000000').symlink_to('nowhere')
+    assert 'Fix: ' in fail('imagenet-lt', '.', '--mini', 1)
+    assert [p.name for p in small.iterdir()] == ['n00000000']
 
 
 def test_refuses_other_counts_and_other_classes(fail, tmp_path):
@@ -230,7 +485,7 @@ def test_refuses_other_counts_and_other_classes(fail, tmp_path):
 
 @pytest.mark.parametrize(('letters', 'nested'), [(True, False), (False, True)])
 def test_places_lt_finds_both_releases(
-    run, tmp_path, everything_there, letters, nested
+    run, fail, tmp_path, everything_there, letters, nested
 ):
     names = [f'scene_{label:03d}' for label in range(365)]
     names[1] = 'apartment_building-outdoor'
@@ -264,6 +519,10 @@ def test_places_lt_finds_both_releases(
         + [str(Path(val).parts[0] / Path(sub) / 'Places365_val_00000000.jpg')],
     )
     run('places-lt', 'places', 'lists')
+    turned = [(path, 364 - label) for path, label in samples]
+    write_list(tmp_path / 'turned', 'Places_LT_test.txt', turned)
+    message = fail('places-lt', 'places', 'turned', 'lists')
+    assert 'Places_LT_test.txt, line 1: got ' in message
     root = tmp_path / 'data/places_lt'
     asked = {str(Path(p).relative_to(tmp_path)) for p in everything_there}
     outdoor = 'a/apartment_building/outdoor' if letters else names[1]
@@ -276,6 +535,8 @@ def test_places_lt_finds_both_releases(
 
 def test_inaturalist2018_writes_lists_of_the_annotations(run, tmp_path):
     counts = load_class_counts('inaturalist18').counts.astype(int)
+    # The most frequent class, and the last one of the rarest.
+    ends = counts.argmax(), 8141 - counts[::-1].argmin()
     for split, per_class in (('train', counts), ('val', np.full(8142, 3))):
         labels = np.repeat(np.arange(8142), per_class)
         content = dict(
@@ -287,11 +548,11 @@ def test_inaturalist2018_writes_lists_of_the_annotations(run, tmp_path):
                 dict(id=i, image_id=i + 5, category_id=y)
                 for i, y in enumerate(labels.tolist())
             ],
-            categories=[],
+            categories=[dict(id=i) for i in range(8142)],
         )
         (tmp_path / f'{split}2018.json').write_text(json.dumps(content))
-        kept = [content['images'][0], content['images'][-1]]
-        touch(tmp_path, [image['file_name'] for image in kept])
+        kept = [labels.tolist().index(y) for y in ends]
+        touch(tmp_path, [content['images'][i]['file_name'] for i in kept])
     output = run('inaturalist2018', '.', '--mini', 2)
     assert 'iNaturalist18_train.txt: 437,513 in 8142 classes' in output
     for split in ('train', 'val'):
@@ -299,7 +560,7 @@ def test_inaturalist2018_writes_lists_of_the_annotations(run, tmp_path):
             tmp_path / 'data_mini/inaturalist2018',
             f'iNaturalist18_{split}.txt',
         )
-        assert dataset.get_gt_labels().tolist() == [0, 8141]
+        assert dataset.get_gt_labels().tolist() == sorted(ends)
 
 
 def lvis_figures(folder, version):
@@ -317,7 +578,7 @@ def lvis_figures(folder, version):
 
 @pytest.mark.parametrize('version', ['v1', 'v0.5'])
 def test_lvis(run, fail, figures, monkeypatch, tmp_path, version):
-    source = make_double(f'lvis_{version}', tmp_path / 'double')
+    source = real(f'lvis_{version}', tmp_path / 'double')
     arguments = (
         'lvis',
         source,
@@ -327,9 +588,13 @@ def test_lvis(run, fail, figures, monkeypatch, tmp_path, version):
     )
     message = fail(*arguments)
     assert f'lvis_{version}_train.json, unit instance: ' in message
-    assert ('9 images, expected 100170' in message) == (version == 'v1')
+    number = '100170' if version == 'v1' else 'about 57000'
+    assert f'{version}_train.json: 9 images, expected {number}. ' in message
+    number = '19809' if version == 'v1' else 'about 5000'
+    assert f'{version}_val.json: 8 images, expected {number}. ' in message
     figures(lvis_figures(tmp_path / 'double', version))
-    monkeypatch.setattr(tool, 'LVIS_IMAGES', {'v1': {'train': 9, 'val': 8}})
+    sizes = dict(train=(9, 1), val=(8, 1))
+    monkeypatch.setattr(tool, 'LVIS_IMAGES', {version: sizes})
     run(*arguments)
     root = tmp_path / f'data/lvis_{version}'
     name = f'annotations/lvis_{version}_val.json'
@@ -365,7 +630,7 @@ def tar(folder, archive):
 @pytest.fixture
 def cifar(monkeypatch, tmp_path):
     """The double of CIFAR-100 with the checksums of its own files."""
-    source = make_double('cifar100', tmp_path / 'downloads')
+    source = real('cifar100', tmp_path / 'downloads')
     archive = tmp_path / 'downloads/cifar-100-python.tar.gz'
     tar(source, archive)
     sums = {
@@ -440,7 +705,7 @@ def test_cifar_mini_keeps_each_class(run, cifar, tmp_path):
 
 
 def test_ade20k(run, fail, monkeypatch, tmp_path):
-    source = make_double('ade20k', tmp_path / 'downloads')
+    source = real('ade20k', tmp_path / 'downloads')
     assert '8 training images with a mask, expected 20210' in fail(
         'ade20k', source
     )
@@ -459,17 +724,24 @@ def test_ade20k(run, fail, monkeypatch, tmp_path):
                 f'ADE_{short}_00000001',
                 f'ADE_{short}_00000008',
             ]
+    before = snapshot(small)
+    assert 'copied: 0 files' in run('ade20k', source, '--mini', 2)
+    message = fail('ade20k', source, '--mini', 1)
+    assert '00000008.png exists, but is not of this copy' in message
+    assert snapshot(small) == before
     info = source / 'objectInfo150.txt'
     info.write_text(info.read_text().replace('0.1576', '0.2'))
     assert 'the first is class 0 with 0.2 instead of 0.1576' in fail(
         'ade20k', source
     )
+    info.write_text('<html>\n<body>\n')
+    assert f"{info}, line 2: got '<body>', expected " in fail('ade20k', source)
     next((source / 'annotations/training').iterdir()).unlink()
     assert '1 images or masks without the other' in fail('ade20k', source)
 
 
 def test_ade20k_from_the_zip(run, monkeypatch, tmp_path):
-    source = make_double('ade20k', tmp_path / 'double')
+    source = real('ade20k', tmp_path / 'double')
     (tmp_path / 'zip').mkdir()
     archive = tmp_path / 'zip/ADEChallengeData2016.zip'
     with zipfile.ZipFile(archive, 'w') as content:
