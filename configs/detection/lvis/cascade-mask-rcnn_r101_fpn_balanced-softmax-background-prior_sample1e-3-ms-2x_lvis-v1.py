@@ -7,10 +7,7 @@ _base_.lt_loss.pop('_delete_')
 model = dict(
     roi_head=dict(
         bbox_head=[
-            dict(
-                head,
-                loss_cls=_base_.lt_loss,
-            )
+            dict(head, loss_cls=_base_.lt_loss)
             for head in _base_.model.roi_head.bbox_head
         ]
     )
