@@ -44,8 +44,7 @@ from lt_losses_mm.priors import load_class_counts
 
 from .cifar_lt import CIFAR10LT, CIFAR100LT
 
-# Raised whenever the same arguments no longer give the same files. Format 1
-# lacks files and fields that no config reads.
+# Raised whenever the same arguments no longer give the same files.
 FORMAT = 2
 SIDES = (128, 96)
 OBJECTS = 8
@@ -111,7 +110,7 @@ def make_double(
             shutil.rmtree(temporary, ignore_errors=True)
     marker = target / MARKER
     found = json.loads(marker.read_text()) if marker.is_file() else 'no double'
-    if found not in (wanted, dict(wanted, format=1)):
+    if found != wanted:
         raise FileExistsError(
             f'{str(target)!r} holds {found}, expected nothing or {wanted}. '
             'Nothing was written. Fix: give another root, or move that '
