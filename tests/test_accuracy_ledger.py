@@ -1,6 +1,7 @@
 """The figures in the README are those of the committed ledger."""
 
 import itertools
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_every_run_is_recorded_once(accuracy, runs):
     assert keys.keys() == {
         (*run, metric)
         for run in recorded
-        for metric in accuracy.TASKS[run[0]].metrics
+        for metric in accuracy.Run(*run).metrics
     }
     assert set(keys.values()) == {1}
     # The losses that the README's first table compares have every seed.
@@ -105,3 +106,36 @@ def test_values_are_summarised_over_seeds(accuracy):
         ['detection (AP)', 'cross entropy', '2', '2.0 ± 1.4', '-', '-', '-'],
         ['detection (AP)', 'balanced softmax', '1', '7.0', '-', '-', '-'],
     ]
+
+
+def test_final_values_are_the_last_ones_and_the_best(accuracy, tmp_path):
+    scalars = [0.4, 0.9, 0.7]
+    run = accuracy.Run('cifar100_lt_200_epochs', 'cross_entropy', 0)
+    for name, lines in [('1', scalars[:2]), ('2', scalars[2:])]:
+        folder = run.folder(tmp_path) / name / 'vis_data'
+        folder.mkdir(parents=True)
+        keys = run.metrics.values()
+        (folder / 'scalars.json').write_text(
+            '\n'.join(
+                json.dumps({'loss': 1, **dict.fromkeys(keys, v)} | {'step': 9})
+                for v in lines
+            )
+            + '\n{"loss": 2.0, "step": 99}\n'
+        )
+    found = accuracy.final_values(run, tmp_path)
+    assert found['step'] == 9
+    assert found[run.metrics['accuracy']] == 0.7
+    assert found[run.metrics['accuracy best']] == 0.9
+    tested = run._replace(method='post_hoc')
+    assert 'accuracy best' not in tested.metrics
+    assert accuracy.final_values(tested, tmp_path) == {}
+
+
+def test_the_options_of_a_task_are_on_its_commands(accuracy, tmp_path):
+    run = accuracy.Run('cifar100_lt_200_epochs', 'balanced_softmax', 1)
+    command = run.command(tmp_path)
+    place = command.index('--cfg-options')
+    assert command[place + 1] == 'randomness.seed=1'
+    assert tuple(command[place + 2 :]) == accuracy.TASKS[run.task].options
+    plain = run._replace(task='cifar100_lt').command(tmp_path)
+    assert plain[plain.index('--cfg-options') + 1 :] == ['randomness.seed=1']
