@@ -91,6 +91,16 @@ FAMILIES = [
             ROI,
             (*TWO_STAGE, 'balanced-sigmoid-foreground-rows'),
         ),
+        Family(
+            f'mask-rcnn_r101_fpn_{{}}_{sampler}-ms-2x_lvis-v0.5',
+            ROI,
+            TWO_STAGE,
+        ),
+        Family(
+            f'cascade-mask-rcnn_r101_fpn_{{}}_{sampler}-ms-2x_lvis-v0.5',
+            CASCADE,
+            TWO_STAGE,
+        ),
     )
 ]
 FAMILIES += [

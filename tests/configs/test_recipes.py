@@ -301,6 +301,26 @@ IMPROVED = {
     'param_scheduler.0.end': 1,
     'param_scheduler.0.convert_to_iter_based': True,
 }
+# The host trains Cascade Mask R-CNN on v1 alone.
+V05 = {
+    **{
+        f'model.roi_head.{head}.num_classes': 1230
+        for head in ('bbox_head.0', 'bbox_head.1', 'bbox_head.2', 'mask_head')
+    },
+    **{
+        f'{loader}.{key}': value.format(split)
+        for loader, split in [
+            ('train_dataloader.dataset.dataset', 'train'),
+            ('val_dataloader.dataset', 'val'),
+        ]
+        for key, value in [
+            ('type', 'LVISV05Dataset'),
+            ('data_root', 'data/lvis_v0.5/'),
+            ('ann_file', 'annotations/lvis_v0.5_{}.json'),
+            ('data_prefix.img', '{}2017/'),
+        ]
+    },
+}
 # Leaves -> the host's config, and where they differ from it.
 TWINS = {
     '(mask-rcnn_r.*_fpn)_cross-entropy_sample1e-3-(ms-1x.*|.*v0.5)': (
@@ -310,6 +330,10 @@ TWINS = {
     r'(.*mask-rcnn_r\d+_fpn)_seesaw(|-normed-mask)_(.*-2x_lvis-v1)': (
         r'seesaw_loss/\1_seesaw-loss\2_\3',
         {},
+    ),
+    r'(cascade.*_fpn)_seesaw_(sample1e-3.*-2x)_lvis-v0.5': (
+        r'seesaw_loss/\1_seesaw-loss_\2_lvis-v1',
+        V05,
     ),
     r'(mask-rcnn_swin.*_fpn)_cross-entropy_.*-(ms-crop-3x)_.*': (
         r'swin/\1_\2_coco',

@@ -1,0 +1,6 @@
+_base_ = './mask-rcnn_r50_fpn_cross-entropy_random-ms-2x_lvis-v0.5.py'
+model = dict(
+    backbone=dict(
+        depth=101, init_cfg=dict(checkpoint='torchvision://resnet101')
+    )
+)
