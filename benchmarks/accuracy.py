@@ -22,7 +22,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -71,12 +70,12 @@ class Task(NamedTuple):
 
     Args:
         config: Path of the config with ``{}`` for the method.
-        metrics: Name in the ledger -> name in the run's scalars. The first
-            is the overall one, the next three are those of ``GROUPS``.
+        metrics: Name in the ledger -> name in the run's scalars, or
+            ``BEST``. Their order is that of ``COLUMNS_OF_METRICS``.
         scale: Factor to percent.
         title: Of the panel in the figure.
         dataset: Name in the ledger.
-        options: For ``--cfg-options`` of each run.
+        options: For ``--cfg-options`` of each training.
         by_mim: Whether ``mim`` starts the run; the package must be installed.
             Otherwise ``tools/train.py``.
         published: Method -> overall figure of the published recipe, of 200
@@ -94,7 +93,14 @@ class Task(NamedTuple):
 
 
 # What the first four metrics of each task are.
-GROUPS = ('overall', 'frequent', 'middle', 'rare')
+COLUMNS_OF_METRICS = (
+    'overall',
+    'frequent',
+    'middle',
+    'rare',
+    'ECE (lower is better)',
+    'best epoch',
+)
 LVIS_METRICS = {
     'AP': 'lvis/bbox_AP',
     'AP frequent': 'lvis/bbox_APf',
@@ -210,10 +216,11 @@ class Run(NamedTuple):
     @property
     def metrics(self) -> dict[str, str]:
         """Those of the task that the run has values of."""
-        metrics = dict(TASKS[self.task].metrics)
-        if self.trained != self:
-            metrics = {k: v for k, v in metrics.items() if v != BEST}
-        return metrics
+        return {
+            name: key
+            for name, key in TASKS[self.task].metrics.items()
+            if key != BEST or self.trained == self
+        }
 
     @property
     def config(self) -> Path:
@@ -223,27 +230,32 @@ class Run(NamedTuple):
     def folder(self, work_dir: Path) -> Path:
         return work_dir / self.task / self.method / f'seed{self.seed}'
 
-    def command(self, work_dir: Path) -> list[str]:
-        """Arguments of Python, relative to the repository."""
+    def command(self, work_dir: Path, evaluate: bool = False) -> list[str]:
+        """Arguments of Python, relative to the repository.
+
+        Args:
+            work_dir: Of all runs.
+            evaluate: Whether a training is over and only its last evaluation
+                is missing.
+        """
         folder = os.path.relpath(self.folder(work_dir), ROOT)
         config = str(self.config.relative_to(ROOT))
-        what = 'train' if self.trained == self else 'test'
-        settings = list(TASKS[self.task].options)
-        if TASKS[self.task].by_mim:
+        task = TASKS[self.task]
+        tested = self.trained != self
+        what = 'test' if tested or evaluate else 'train'
+        if task.by_mim:
             # By path: of a clone mim searches the copies in work dirs, too.
             start = ['-m', 'mim', what, 'mm-lt-losses', config]
         else:
             start = [f'tools/{what}.py', config]
         if what == 'train':
-            options = ['--resume']
-            settings.insert(0, f'randomness.seed={self.seed}')
+            seed = f'randomness.seed={self.seed}'
+            options = ['--resume', '--cfg-options', seed, *task.options]
         else:
-            checkpoint = self.checkpoint(work_dir)
-            by_mim = TASKS[self.task].by_mim
-            options = ['--checkpoint'] if by_mim else []
-            options += [checkpoint, '--post-hoc-tau', '1.0']
-        if settings:
-            options += ['--cfg-options', *settings]
+            options = ['--checkpoint'] if task.by_mim else []
+            options += [self.checkpoint(work_dir)]
+        if tested:
+            options += ['--post-hoc-tau', '1.0']
         return [*start, '--work-dir', folder, *options]
 
     def checkpoint(self, work_dir: Path) -> str:
@@ -290,7 +302,10 @@ def train(runs: list[Run], work_dir: Path, ledger: Path, jobs: int) -> None:
                 print(f'start  {run}  (log: {folder / "train.log"})')
                 with open(folder / 'train.log', 'a') as log:
                     process = subprocess.Popen(
-                        [sys.executable, *run.command(work_dir)],
+                        [
+                            sys.executable,
+                            *run.command(work_dir, evaluate=run in again),
+                        ],
                         cwd=ROOT,
                         env=environment,
                         stdout=log,
@@ -306,13 +321,12 @@ def train(runs: list[Run], work_dir: Path, ledger: Path, jobs: int) -> None:
                 if finished and not final_values(run, work_dir):
                     if run in again:
                         raise SystemExit(
-                            f'{run} trains, but its evaluation gives none of '
-                            f'{list(TASKS[run.task].metrics.values())}'
+                            f'{run} trains, but its last evaluation gives '
+                            f'none of {list(run.metrics.values())}'
                         )
+                    # Killed in its last evaluation, which is not resumed.
                     again.add(run)
-                    # Killed in its last evaluation: nothing left to resume.
-                    shutil.rmtree(run.folder(work_dir))
-                    waiting.append(run)
+                    waiting.insert(0, run)
                     continue
                 if process.returncode:
                     log = run.folder(work_dir) / 'train.log'
@@ -346,23 +360,25 @@ def progress(run: Run, work_dir: Path) -> str:
 
 
 def final_values(run: Run, work_dir: Path) -> dict:
-    """Scalars of the run's last evaluation, empty if there was none."""
-    overall, *others = run.metrics.values()
-    wanted = {overall, *others} - {BEST}
+    """Scalars of the last epoch's evaluation and the ``BEST``.
+
+    Empty if there was no evaluation of the last epoch.
+    """
+    overall = next(iter(run.metrics.values()))
+    wanted = set(run.metrics.values()) - {BEST}
     found: dict = {}
+    best = 0.0
     folder = run.folder(work_dir)
-    tested = run.trained != run
-    for path in sorted(
-        folder.glob('*/*.json' if tested else '*/vis_data/scalars.json')
-    ):
+    # Of trainings and of tests; those have no epoch but their checkpoint's.
+    files = [*folder.glob('*/vis_data/scalars.json'), *folder.glob('*/*.json')]
+    for path in sorted(files):
+        (last,) = re.findall(r'epoch_(\d+)', run.checkpoint(work_dir))
         for line in path.read_text().splitlines():
-            values = json.loads(line)
+            values = {'step': int(last), **json.loads(line)}
             if wanted <= values.keys():
-                best = max(values[overall], found.get(BEST, 0))
-                found = {**values, BEST: best}
-    if found and tested:
-        (epoch,) = re.findall(r'epoch_(\d+)', run.checkpoint(work_dir))
-        found['step'] = int(epoch)
+                best = max(best, values[overall])
+                if values['step'] == int(last):
+                    found = {**values, BEST: best}
     return found
 
 
@@ -426,16 +442,14 @@ class Results:
 
     def table(self) -> list[list[str]]:
         """Header and rows, one a task and method."""
-        rows = [['task', 'loss', 'seeds', *GROUPS, 'ECE (lower is better)']]
-        if not any(len(TASKS[task].metrics) > 4 for task in self.tasks):
-            rows[0].pop()
-        width = len(rows[0])
+        width = max(len(TASKS[task].metrics) for task in self.tasks)
+        rows = [['task', 'loss', 'seeds', *COLUMNS_OF_METRICS[:width]]]
         published = any(TASKS[task].published for task in self.tasks)
         if published:
             rows[0] += ['published, 200 epochs', 'source']
         for task in self.tasks:
-            metrics = list(TASKS[task].metrics)[: width - 3]
-            metrics += [''] * (width - 3 - len(metrics))
+            metrics = list(TASKS[task].metrics)
+            metrics += [''] * (width - len(metrics))
             for method in self.methods:
                 cells = [self.cell(task, method, m) for m in metrics]
                 if set(cells) == {'-'}:

@@ -1,12 +1,17 @@
 """The figures in the README are those of the committed ledger."""
 
+import argparse
 import itertools
 import json
+import os
 import sys
 from collections import Counter
+from inspect import signature
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config, DictAction
+from mmengine.runner import EpochBasedTrainLoop
 
 ROOT = Path(__file__).parent.parent
 LEDGER = ROOT / 'benchmarks' / 'accuracy.csv'
@@ -46,7 +51,7 @@ def test_every_run_is_recorded_once(accuracy, runs):
         for metric in accuracy.Run(*run).metrics
     }
     assert set(keys.values()) == {1}
-    # The losses that the README's first table compares have every seed.
+    # The losses that the first tables compare have every seed.
     assert recorded >= {
         tuple(run)
         for run in runs
@@ -59,6 +64,8 @@ def test_every_run_is_recorded_once(accuracy, runs):
         if run.task == 'cifar100_lt' and run.seed == 0
     }
     assert not any(row['commit'].endswith('dirty') for row in rows)
+    epochs = {(row['task'], row['epochs']) for row in rows}
+    assert len(epochs) == len(dict(epochs))
 
 
 @pytest.mark.parametrize(
@@ -108,34 +115,108 @@ def test_values_are_summarised_over_seeds(accuracy):
     ]
 
 
-def test_final_values_are_the_last_ones_and_the_best(accuracy, tmp_path):
-    scalars = [0.4, 0.9, 0.7]
-    run = accuracy.Run('cifar100_lt_200_epochs', 'cross_entropy', 0)
-    for name, lines in [('1', scalars[:2]), ('2', scalars[2:])]:
-        folder = run.folder(tmp_path) / name / 'vis_data'
-        folder.mkdir(parents=True)
-        keys = run.metrics.values()
-        (folder / 'scalars.json').write_text(
-            '\n'.join(
-                json.dumps({'loss': 1, **dict.fromkeys(keys, v)} | {'step': 9})
-                for v in lines
-            )
-            + '\n{"loss": 2.0, "step": 99}\n'
-        )
+def write_scalars(path, accuracy, run, values):
+    """Write a line for each (epoch, overall accuracy), as MMEngine does."""
+    overall = next(iter(run.metrics.values()))
+    others = set(run.metrics.values()) - {overall, accuracy.BEST}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ['{"loss": 2.0, "epoch": 1, "step": 9}']
+    for step, value in values:
+        line = {overall: value, **dict.fromkeys(others, value / 2)}
+        if step:
+            line['step'] = step
+        lines.append(json.dumps(line))
+    path.write_text('\n'.join(lines) + '\n')
+
+
+@pytest.fixture
+def run(accuracy):
+    return accuracy.Run('cifar100_lt_200_epochs', 'cross_entropy', 0)
+
+
+def test_final_values_are_the_last_ones_and_the_best(accuracy, run, tmp_path):
+    folder = run.folder(tmp_path)
+    for name, values in dict(a=[(1, 4.0), (2, 9.0)], b=[(4, 7.0)]).items():
+        path = folder / name / 'vis_data' / 'scalars.json'
+        write_scalars(path, accuracy, run, values)
+    (folder / 'last_checkpoint').write_text('/a/epoch_4.pth')
     found = accuracy.final_values(run, tmp_path)
-    assert found['step'] == 9
-    assert found[run.metrics['accuracy']] == 0.7
-    assert found[run.metrics['accuracy best']] == 0.9
+    assert found['step'] == 4
+    assert found[run.metrics['accuracy']] == 7
+    assert found[run.metrics['accuracy few']] == 3.5
+    assert found[run.metrics['accuracy best']] == 9
+    # Killed between its last checkpoint and that evaluation.
+    (folder / 'last_checkpoint').write_text('/a/epoch_5.pth')
+    assert accuracy.final_values(run, tmp_path) == {}
+
+
+def test_values_of_a_test_are_of_its_checkpoint(accuracy, run, tmp_path):
     tested = run._replace(method='post_hoc')
     assert 'accuracy best' not in tested.metrics
     assert accuracy.final_values(tested, tmp_path) == {}
+    path = tested.folder(tmp_path) / 'a' / 'a.json'
+    write_scalars(path, accuracy, tested, [(None, 5.0)])
+    run.folder(tmp_path).mkdir(parents=True)
+    (run.folder(tmp_path) / 'last_checkpoint').write_text('/a/epoch_4.pth')
+    found = accuracy.final_values(tested, tmp_path)
+    assert (found['step'], found['accuracy/all']) == (4, 5)
 
 
-def test_the_options_of_a_task_are_on_its_commands(accuracy, tmp_path):
-    run = accuracy.Run('cifar100_lt_200_epochs', 'balanced_softmax', 1)
-    command = run.command(tmp_path)
-    place = command.index('--cfg-options')
-    assert command[place + 1] == 'randomness.seed=1'
-    assert tuple(command[place + 2 :]) == accuracy.TASKS[run.task].options
-    plain = run._replace(task='cifar100_lt').command(tmp_path)
-    assert plain[plain.index('--cfg-options') + 1 :] == ['randomness.seed=1']
+def test_a_run_killed_in_its_last_evaluation_is_evaluated(
+    accuracy, run, tmp_path, monkeypatch
+):
+    """The training is over: it is neither repeated nor taken for older."""
+    folder = run.folder(tmp_path)
+    write_scalars(
+        folder / 'a' / 'vis_data' / 'scalars.json', accuracy, run, [(1, 4.0)]
+    )
+    (folder / 'last_checkpoint').write_text('/a/epoch_2.pth')
+    asked = []
+
+    def command(self, work_dir, evaluate=False):
+        asked.append(evaluate)
+        if evaluate:
+            path = folder / 'b' / 'b.json'
+            write_scalars(path, accuracy, run, [(None, 3.0)])
+        return ['-c', '']
+
+    real = accuracy.Run.command
+    monkeypatch.setattr(accuracy.Run, 'command', command)
+    ledger = tmp_path / 'ledger.csv'
+    accuracy.train([run], tmp_path, ledger, jobs=1)
+    # Once more for the ledger.
+    assert asked == [False, True, False]
+    rows = {row['metric']: row for row in accuracy.read_ledger(ledger)}
+    assert rows['accuracy']['value'] == '3.0'
+    assert rows['accuracy best']['value'] == '4.0'
+    assert {row['epochs'] for row in rows.values()} == {'2'}
+    assert real(run, tmp_path, evaluate=True)[2:] == [
+        'test',
+        'mm-lt-losses',
+        str(run.config.relative_to(ROOT)),
+        '--work-dir',
+        os.path.relpath(folder, ROOT),
+        '--checkpoint',
+        os.path.relpath('/a/epoch_2.pth', ROOT),
+    ]
+
+
+def test_200_epochs_are_trained_as_60_are(accuracy, run):
+    """In bfloat16 and channels last, evaluated where the best epoch is."""
+    command = run.command(Path('runs'))
+    options = command[command.index('--cfg-options') + 1 :]
+    assert options[0] == 'randomness.seed=0'
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    long = Config.fromfile(run.config)
+    long.merge_from_dict(
+        parser.parse_args(['--cfg-options', *options]).cfg_options
+    )
+    short = Config.fromfile(run._replace(task='cifar100_lt').config)
+    for key in ('model', 'optim_wrapper', 'train_dataloader'):
+        assert long[key] == short[key]
+    # Every second epoch after the first step of the rate.
+    steps = long.param_scheduler[-1].milestones
+    assert long.train_cfg.dynamic_intervals == [(steps[0] + 1, 2)]
+    parameters = signature(EpochBasedTrainLoop).parameters
+    assert set(long.train_cfg) - {'type'} <= set(parameters)
