@@ -92,7 +92,7 @@ class Task(NamedTuple):
     published: Mapping[str, tuple[str, str]] = {}
 
 
-# What the first four metrics of each task are.
+# Titles in the table of what each task's metrics are, in their order.
 COLUMNS_OF_METRICS = (
     'overall',
     'frequent',
@@ -182,8 +182,8 @@ TASKS = dict(
         1,
         'CIFAR-100-LT, ResNet-32, 200 epochs: accuracy',
         dataset='cifar100-lt-if100',
-        # What makes 60 epochs of it affordable on a CPU; and evaluations
-        # where the best epoch is, behind the first step of the rate.
+        # The first two as in the leaves for a CPU. The best epoch is behind
+        # the first step of the rate.
         options=(
             'optim_wrapper.type=lt_losses_mm.Bfloat16OptimWrapper',
             'model.backbone.channels_last=True',
@@ -371,13 +371,16 @@ def final_values(run: Run, work_dir: Path) -> dict:
     folder = run.folder(work_dir)
     # Of trainings and of tests; those have no epoch but their checkpoint's.
     files = [*folder.glob('*/vis_data/scalars.json'), *folder.glob('*/*.json')]
+    if not files:
+        return {}
+    (epoch,) = re.findall(r'epoch_(\d+)', run.checkpoint(work_dir))
+    last = int(epoch)
     for path in sorted(files):
-        (last,) = re.findall(r'epoch_(\d+)', run.checkpoint(work_dir))
         for line in path.read_text().splitlines():
-            values = {'step': int(last), **json.loads(line)}
+            values = {'step': last, **json.loads(line)}
             if wanted <= values.keys():
                 best = max(best, values[overall])
-                if values['step'] == int(last):
+                if values['step'] == last:
                     found = {**values, BEST: best}
     return found
 
