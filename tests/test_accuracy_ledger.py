@@ -120,7 +120,8 @@ def write_scalars(path, accuracy, run, values):
     overall = next(iter(run.metrics.values()))
     others = set(run.metrics.values()) - {overall, accuracy.BEST}
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ['{"loss": 2.0, "epoch": 1, "step": 9}']
+    # Not an evaluation by all of the task's metrics.
+    lines = [json.dumps({'loss': 2.0, overall: 99.0, 'step': 4})]
     for step, value in values:
         line = {overall: value, **dict.fromkeys(others, value / 2)}
         if step:
