@@ -161,6 +161,13 @@ def test_values_of_a_test_are_of_its_checkpoint(accuracy, run, tmp_path):
     (run.folder(tmp_path) / 'last_checkpoint').write_text('/a/epoch_4.pth')
     found = accuracy.final_values(tested, tmp_path)
     assert (found['step'], found['accuracy/all']) == (4, 5)
+    command = tested.command(tmp_path)
+    assert command[2] == 'test'
+    assert command[-3:] == [
+        os.path.relpath('/a/epoch_4.pth', ROOT),
+        '--post-hoc-tau',
+        '1.0',
+    ]
 
 
 def test_a_run_killed_in_its_last_evaluation_is_evaluated(
