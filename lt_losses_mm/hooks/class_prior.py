@@ -199,7 +199,7 @@ class ClassPriorHook(Hook):
             and not loss.auto_counts
             # The strength of the correction; EQL, whose published recipes
             # sample by class, has none: its counts tell rare from frequent.
-            and getattr(loss, 'tau', 0) > 0
+            and (loss.tau or 0) > 0
         ]
         if not fixed:
             return

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..losses import LongTailLoss
+from ..losses.arguments import number
 from ..priors import ClassCounts, load_class_counts
 from ..priors.shift import Background, sigmoid_shift, softmax_shift
 from ..registry import HOOKS
@@ -51,7 +52,7 @@ class PostHocLogitAdjustmentHook(Hook):
         count_unit: str | None = None,
         background: Background = 'keep_odds',
     ) -> None:
-        self.tau = LongTailLoss._check_number('tau', tau, low=0)
+        self.tau = number('PostHocLogitAdjustmentHook', 'tau', tau, low=0)
         if background != 'keep_odds' and not (
             isinstance(background, float) and 0 < background < 1
         ):
@@ -93,7 +94,8 @@ class PostHocLogitAdjustmentHook(Hook):
         corrected = [
             name
             for name, loss in runner.model.named_modules()
-            if isinstance(loss, LongTailLoss) and getattr(loss, 'tau', 1) > 0
+            if isinstance(loss, LongTailLoss)
+            and (1 if loss.tau is None else loss.tau) > 0
         ]
         if corrected:
             runner.logger.warning(
