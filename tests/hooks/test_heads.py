@@ -441,7 +441,7 @@ def test_the_head_tells_the_number_of_classes(train, monkeypatch, kind, name):
 def test_another_number_than_the_heads_is_an_error(train, name):
     loss = dict(type=f'lt_losses_mm.{name}', num_classes=4)
     with pytest.raises(
-        ValueError, match='extra.*num_classes of 4.*num_classes=3'
+        ValueError, match='extra.*: num_classes=4, expected num_classes=3 of'
     ):
         train(build_head('LinearClsHead', loss))
 
