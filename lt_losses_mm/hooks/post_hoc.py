@@ -168,7 +168,7 @@ class PostHocLogitAdjustmentHook(Hook):
                 self._counts.counts.tolist(),
                 f'as many as the {columns} logit columns of '
                 f'{type(head).__name__}, or one less where it has background, '
-                f'and they are {num_classes}',
+                f'got {num_classes}',
                 owner=self._owner,
             )
         shift = self.tau * shift.to(logits.dtype)

@@ -439,7 +439,7 @@ def test_counts_of_another_number_of_classes(make_runner):
     runner = make_runner(
         PLAIN, custom_hooks=[dict(HOOK, class_counts=[6, 3, 1, 1, 1])]
     )
-    with pytest.raises(ValueError, match=r'=\[6.*3 logit columns.*are 5'):
+    with pytest.raises(ValueError, match=r'=\[6.*3 logit columns.*got 5'):
         runner.val()
 
 

@@ -47,9 +47,7 @@ def balanced(dataset):
         lambda d: Joined([balanced(d), d]),
         lambda d: Joined([ConcatDataset([d, d]), balanced(d)]),
         # Two parts that overlap, and hold all samples together.
-        lambda d: ConcatDataset(
-            [Subset(d, range(7)), Subset(d, range(5, 10))]
-        ),
+        lambda d: Joined([Subset(d, range(7)), Subset(d, range(5, 10))]),
     ],
 )
 def test_each_image_counts_once(data, wrap):
