@@ -8,9 +8,20 @@ import re
 import sys
 import types
 import warnings
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
+import torch
+
+
+def _is_compiling() -> bool:
+    return bool(torch._dynamo.is_compiling())
+
+
+# Whether ``torch.compile`` traces this; public from torch 2.3 on.
+is_compiling: Callable[[], bool] = getattr(
+    torch.compiler, 'is_compiling', _is_compiling
+)
 
 
 def patch_lvis() -> bool:

@@ -15,6 +15,8 @@ from typing import Any
 
 from mmengine import registry as _root
 
+from .losses import LOSSES
+
 SCOPE = 'lt_losses_mm'
 
 
@@ -45,11 +47,15 @@ def _child(root: _root.Registry, *rooms: str) -> _Registry:
     )
 
 
-MODELS = _child(_root.MODELS, 'losses', 'models')
+MODELS = _child(_root.MODELS, 'models')
 HOOKS = _child(_root.HOOKS, 'hooks')
 METRICS = _child(_root.METRICS, 'metrics')
 DATASETS = _child(_root.DATASETS, 'datasets')
 OPTIM_WRAPPERS = _child(_root.OPTIM_WRAPPERS, 'optim')
+
+# The losses know no registry: they work without MMEngine.
+for _loss in LOSSES:
+    MODELS.register_module(module=_loss)
 
 __all__ = [
     'DATASETS',

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 import lt_losses_mm
 from lt_losses_mm import commit_statistics
 from lt_losses_mm.hooks import LossSetupHook
-from lt_losses_mm.losses import GradientDrivenLoss
+from lt_losses_mm.statistics import GradientStatistics
 
 slow = pytest.mark.slow
 
@@ -618,9 +618,9 @@ def test_one_line_change(host, name, tmp_path, monkeypatch):
 
         commit_statistics(model)
         for loss in losses:
-            if isinstance(loss, GradientDrivenLoss):
-                assert loss.neg_grad.max() > 0
-                assert loss.ratio.isfinite().any()
+            if isinstance(loss.statistics, GradientStatistics):
+                assert loss.statistics.neg_grad.max() > 0
+                assert loss.statistics.ratio.isfinite().any()
 
         model.eval()
         with torch.no_grad():

@@ -1,47 +1,8 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
-"""The maths: pure functions of tensors, without reduction and state."""
+"""The methods as pure functions: loss of each row, no reduction, no state."""
 
-from .balanced import (
-    balanced_sigmoid_cross_entropy,
-    balanced_softmax_cross_entropy,
-    shifted_sigmoid_cross_entropy,
-    shifted_softmax_cross_entropy,
-)
-from .draw import random_drops
-from .equalization import (
-    equalization_weights,
-    equalized_focal_factors,
-    equalized_focal_loss,
-    equalized_focal_sums,
-    equalized_quality_focal_loss,
-    equalized_quality_focal_sums,
-    shifted_softmax_sums,
-    sigmoid_equalization_weights,
-    softmax_equalization_v1,
-    weighted_sigmoid_cross_entropy,
-    weighted_sigmoid_sums,
-    without_object,
-)
-from .seesaw import seesaw_cross_entropy, seesaw_logits
+from . import sigmoid, softmax
+from .sigmoid import *  # noqa: F403
+from .softmax import *  # noqa: F403
 
-__all__ = [
-    'balanced_sigmoid_cross_entropy',
-    'balanced_softmax_cross_entropy',
-    'equalization_weights',
-    'equalized_focal_factors',
-    'equalized_focal_loss',
-    'equalized_focal_sums',
-    'equalized_quality_focal_loss',
-    'equalized_quality_focal_sums',
-    'random_drops',
-    'seesaw_cross_entropy',
-    'seesaw_logits',
-    'shifted_sigmoid_cross_entropy',
-    'shifted_softmax_cross_entropy',
-    'shifted_softmax_sums',
-    'sigmoid_equalization_weights',
-    'softmax_equalization_v1',
-    'weighted_sigmoid_cross_entropy',
-    'weighted_sigmoid_sums',
-    'without_object',
-]
+__all__ = [*sigmoid.__all__, *softmax.__all__]

@@ -56,7 +56,7 @@ def _warn_of_double_correction(runner: Runner) -> None:
         and not loss.auto_counts
         # The strength of the correction; EQL, whose published recipes
         # sample by class, has none: its counts tell rare from frequent.
-        and (getattr(loss, 'tau', None) or 0) > 0
+        and (loss.tau or 0) > 0
     ]
     balancing = balanced_by(runner) if fixed else None
     if balancing is not None:
@@ -133,7 +133,7 @@ def check_head(
         runner.logger.warning(
             f'{name}: {type(loss).__name__} leaves rare classes without any '
             f'negative in {kind}, which has no rows of background; '
-            'use_sigmoid=False is its form for such heads'
+            'EqualizationSoftmaxLoss is its form for such heads'
         )
     expected = getattr(head, 'num_classes', None)
     if expected is None:

@@ -106,8 +106,7 @@ class PostHocLogitAdjustmentHook(Hook):
         corrected = [
             name
             for name, loss in runner.model.named_modules()
-            if isinstance(loss, LongTailLoss)
-            and getattr(loss, 'tau', None) != 0
+            if isinstance(loss, LongTailLoss) and loss.tau != 0
         ]
         if corrected:
             runner.logger.warning(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, Iterator
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
+from torch.optim.optimizer import Optimizer
 
+from ..losses import LongTailLoss
 from ..priors import frequency_thirds
 from ..registry import HOOKS
 from ..statistics import (
@@ -21,8 +23,6 @@ from ..statistics import (
     RunningStatistics,
     commit,
     describe_health,
-    discard_pending,
-    optimizer_steps,
     statistics_modules,
 )
 
@@ -74,28 +74,44 @@ class StatisticsHook(Hook):
         self.interval = interval
         self.draw = draw
         self.keep_on_load = keep_on_load
-        self._losses: list[tuple[str, RunningStatistics]] = []
+        self._losses: list[tuple[str, Any, GradientStatistics]] = []
+        self._known: list[tuple[str, RunningStatistics]] = []
+        self._owners: list[_Owner] = []
         self._warned: set[str] = set()
         self._reported = -1
 
     def before_train(self, runner: Runner) -> None:
-        self._losses = list(statistics_modules(_bare(runner.model)))
+        model = _bare(runner.model)
+        self._known = list(statistics_modules(model))
+        self._losses = [
+            (name, module, module.statistics)
+            for name, module in model.named_modules()
+            if isinstance(module, LongTailLoss)
+            and isinstance(module.statistics, GradientStatistics)
+        ]
         resumed = runner._resume or runner.iter > 0
-        for name, loss in self._losses:
+        for name, statistics in self._known:
             # A look at the loss before training is no part of it.
-            loss.discard_pending()
-            if resumed and loss.statistics_mismatch:
-                raise ValueError(f'{name}: {loss.statistics_mismatch}')
+            statistics.discard_pending()
+            if resumed and statistics.mismatch:
+                raise ValueError(f'{name}: {statistics.mismatch}')
             if resumed or self.keep_on_load:
                 continue
-            if any(s.any() for s in loss.statistics.values()):
-                loss.reset_statistics()
+            if statistics.sums.any():
+                statistics.reset()
                 runner.logger.info(
                     f'{name}: the statistics that came with the weights are '
                     'dropped, training starts them anew (keep_on_load=True '
                     'of StatisticsHook keeps them)'
                 )
-        self._steps = optimizer_steps()
+        for owner in self._owners:
+            owner.release()
+        self._owners = _owners(model, runner.optim_wrapper, self._known)
+
+    def after_train(self, runner: Runner) -> None:
+        for owner in self._owners:
+            owner.release()
+        self._owners = []
 
     def after_train_iter(
         self,
@@ -104,16 +120,8 @@ class StatisticsHook(Hook):
         data_batch: Any = None,
         outputs: dict | None = None,
     ) -> None:
-        if not self._losses:
-            return
-        due = _was_due(runner.optim_wrapper)
-        if due is not False:
-            steps, before = optimizer_steps(), self._steps
-            if steps > before or (due and not _steps_are_counted()):
-                commit([loss for _, loss in self._losses])
-            elif due:
-                discard_pending(runner.model)
-            self._steps = optimizer_steps()
+        for owner in self._owners:
+            owner.commit()
         if self.interval and self.every_n_train_iters(runner, self.interval):
             self._report(runner, runner.iter + 1)
         loop = runner.train_loop
@@ -133,26 +141,16 @@ class StatisticsHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep statistics out of the averages of EMAHook."""
         state = checkpoint['state_dict']
-        for name, loss in self._losses:
-            for key, statistic in loss.statistics.items():
-                if f'{name}.{key}' in state:
-                    state[f'{name}.{key}'] = statistic.cpu()
-
-    def _gradient_losses(self) -> list[tuple[str, GradientStatistics]]:
-        return [
-            (name, loss)
-            for name, loss in self._losses
-            if isinstance(loss, GradientStatistics) and loss.pos_count.any()
-        ]
+        for name, statistics in self._known:
+            if f'{name}.sums' in state:
+                state[f'{name}.sums'] = statistics.sums.cpu()
 
     def _report(self, runner: Runner, iteration: int) -> None:
         if not is_main_process() or iteration == self._reported:
             return
         self._reported = iteration
-        for name, loss in self._losses:
-            if not isinstance(loss, GradientStatistics):
-                continue
-            if not loss.pos_count.any():
+        for name, loss, statistics in self._losses:
+            if not statistics.pos_count.any():
                 if name not in self._warned:
                     self._warned.add(name)
                     runner.logger.warning(
@@ -162,9 +160,9 @@ class StatisticsHook(Hook):
                         'nothing (see docs/head_compatibility.md)'
                     )
                 continue
-            health = loss.health()
+            health = statistics.health(loss.saturated())
             runner.logger.info(f'{name}: {describe_health(health)}')
-            idle = loss.saturated()[loss.pos_count > 0].all()
+            idle = loss.saturated()[statistics.pos_count > 0].all()
             if idle and name not in self._warned:
                 self._warned.add(name)
                 runner.logger.warning(
@@ -190,18 +188,16 @@ class StatisticsHook(Hook):
             runner.visualizer.add_scalars(scalars, step=iteration)
 
     def _draw(self, runner: Runner, iteration: int) -> None:
-        losses = self._gradient_losses()
+        losses = [x for x in self._losses if x[2].pos_count.any()]
         if not (self.draw and losses and is_main_process()):
             return
         from ..statistics.plot import draw_ratio, to_image
 
-        for name, loss in losses:
+        for name, loss, statistics in losses:
             figure = draw_ratio(
                 name,
-                {k: v.cpu().numpy() for k, v in loss.statistics.items()},
-                class_counts=_numpy(
-                    getattr(loss, 'class_counts', torch.empty(0))
-                ),
+                dict(zip(loss.statistics.names, _numpy(loss.statistics.sums))),
+                class_counts=_numpy(loss.class_counts),
                 saturated=_numpy(loss.saturated()),
                 log_scalars=runner.message_hub.log_scalars,
             )
@@ -218,46 +214,133 @@ def _bare(model: nn.Module) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
-def _was_due(optim_wrapper: Any) -> bool | None:
-    """Whether all gradients were to be applied in this iteration.
+class _Owner:
+    """An optimizer, and the statistics of the losses whose model it trains.
 
-    None if it cannot be told, as with the wrappers of other engines.
+    Its own steps alone commit them: steps of a discriminator, of a meta
+    learner or of another model are none of their business.
+
+    Args:
+        wrapper: What the runner has of it.
+        optimizer (Optimizer, optional): None if there is none to be found, as
+            in some other engines: each iteration is a step then.
+        statistics (list): In the same order on each rank.
     """
-    wrappers: Sequence[Any] = (
-        list(optim_wrapper.values())
-        if isinstance(optim_wrapper, OptimWrapperDict)
-        else [optim_wrapper]
-    )
-    if not all(isinstance(wrapper, OptimWrapper) for wrapper in wrappers):
-        return None
-    return all(wrapper.should_update() for wrapper in wrappers)
+
+    def __init__(
+        self,
+        wrapper: Any,
+        optimizer: Optimizer | None,
+        statistics: list[RunningStatistics],
+    ) -> None:
+        self.wrapper, self.statistics = wrapper, statistics
+        self.stepped = False
+        self.handle: Any = None
+        # torch.compile of torch 2.1 takes the hooks off all optimizers;
+        # there, a step that was due counts as taken.
+        self.counts = optimizer is not None and _calls_hooks()
+        if optimizer is not None and self.counts:
+            self.handle = optimizer.register_step_post_hook(self._on_step)
+
+    def _on_step(self, optimizer: Optimizer, *_: Any) -> None:
+        # A fused optimizer is called all the same where a gradient scaler
+        # skips a step, and skips inside its kernel.
+        found_inf = getattr(optimizer, 'found_inf', None)
+        if found_inf is None or not found_inf.item():
+            self.stepped = True
+
+    def commit(self) -> None:
+        """Once an iteration: what was observed for a step that was taken."""
+        due: bool | None = None
+        if isinstance(self.wrapper, OptimWrapper):
+            due = self.wrapper.should_update()
+        if due is False:
+            return  # gradients are accumulated
+        if self.stepped or not self.counts:
+            commit(self.statistics)
+        elif due:
+            for module in self.statistics:
+                module.discard_pending()
+        self.stepped = False
+
+    def release(self) -> None:
+        """Take the hook off the optimizer."""
+        if self.handle is not None:
+            self.handle.remove()
 
 
-def _steps_are_counted() -> bool:
-    """Whether a step of an optimizer is noticed.
+def _owners(
+    model: nn.Module,
+    optim_wrapper: Any,
+    known: list[tuple[str, RunningStatistics]],
+) -> list[_Owner]:
+    """The optimizers that train what the losses are computed from.
 
-    torch.compile of torch 2.1 takes the hooks off all optimizers; there, a
-    step that was due counts as taken.
+    Of each loss, the parameters of the nearest module around it that has any.
     """
-    before = optimizer_steps()
+    modules = dict(model.named_modules())
+    wrappers = [optim_wrapper]
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        wrappers = list(optim_wrapper.values())
+    optimizers = [_optimizer(wrapper) for wrapper in wrappers]
+    found: dict[int, list[RunningStatistics]] = {}
+    for name, statistics in known:
+        while name and not any(modules[name].parameters()):
+            name = name.rpartition('.')[0]
+        around = {id(p) for p in modules[name].parameters()}
+        # The only optimizer owns all there is.
+        index = next(
+            (
+                i
+                for i, optimizer in enumerate(optimizers)
+                if optimizer is not None
+                and any(id(p) in around for p in _parameters(optimizer))
+            ),
+            0,
+        )
+        found.setdefault(index, []).append(statistics)
+    return [
+        _Owner(wrappers[i], optimizers[i], modules)
+        for i, modules in sorted(found.items())
+    ]
+
+
+def _optimizer(wrapper: Any) -> Optimizer | None:
+    """PyTorch's optimizer, inside all that engines put around it."""
+    while wrapper is not None and not isinstance(wrapper, Optimizer):
+        wrapper = getattr(wrapper, 'optimizer', None)
+    return wrapper
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[nn.Parameter]:
+    for group in optimizer.param_groups:
+        yield from group['params']
+
+
+def _calls_hooks() -> bool:
+    """Whether an optimizer calls the hooks of its steps."""
+    called: list[Any] = []
     weight = torch.zeros(1, requires_grad=True)
     weight.grad = torch.zeros(1)
-    torch.optim.SGD([weight], lr=0.0).step()
-    return optimizer_steps() > before
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    optimizer.register_step_post_hook(lambda *_: called.append(1))
+    optimizer.step()
+    return bool(called)
 
 
-def group_ratios(loss: GradientStatistics) -> dict[str, float]:
+def group_ratios(loss: Any) -> dict[str, float]:
     """Median gradient ratio of the thirds of classes by frequency.
 
     The frequency is that of the training data, where the loss knows it, else
     how often the loss has seen the class as a positive. Groups without a
     class seen positive are left out.
     """
-    counts = getattr(loss, 'class_counts', loss.pos_count)
+    statistics: GradientStatistics = loss.statistics
+    counts: torch.Tensor = loss.class_counts
     if not counts.numel():
-        counts = loss.pos_count
-    ratio = _numpy(loss.ratio)
-    seen = _numpy(loss.pos_count) > 0
+        counts = statistics.pos_count
+    ratio = _numpy(statistics.ratio)
+    seen = _numpy(statistics.pos_count) > 0
     return {
         name: float(np.median(ratio[index][seen[index]]))
         for name, index in frequency_thirds(_numpy(counts)).items()

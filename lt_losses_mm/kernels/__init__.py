@@ -1,28 +1,45 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
-"""The losses of ``functional/`` in one pass over the logits."""
+"""The losses in one pass over the logits per direction."""
 
-from .rows import (
-    Batch,
+from .call import Answer, Batch, Call, Engine
+from .engines.choice import ENGINES, engine, use_engine
+from .formulas import (
+    FOCAL,
+    QUALITY_FOCAL,
+    SHIFTED_BCE,
+    WEIGHTED_BCE,
     Dropped,
     Seesaw,
     Shifted,
-    Sums,
+    Sides,
+    SoftmaxFormula,
+    TwoSided,
+)
+from .rows import (
+    reduce_rows,
     sigmoid_rows,
     softmax_rows,
-    split_columns,
 )
-from .switch import PATHS, path, use_path
 
 __all__ = [
-    'PATHS',
+    'ENGINES',
+    'FOCAL',
+    'QUALITY_FOCAL',
+    'SHIFTED_BCE',
+    'WEIGHTED_BCE',
+    'Answer',
     'Batch',
+    'Call',
     'Dropped',
+    'Engine',
     'Seesaw',
     'Shifted',
-    'Sums',
-    'path',
+    'Sides',
+    'SoftmaxFormula',
+    'TwoSided',
+    'engine',
+    'reduce_rows',
     'sigmoid_rows',
     'softmax_rows',
-    'split_columns',
-    'use_path',
+    'use_engine',
 ]

@@ -1,31 +1,35 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
-"""Registered losses: one class a file, over one base."""
+"""The losses, and what they are made of."""
 
 from .balanced_sigmoid import BalancedSigmoidLoss
-from .balanced_softmax import BalancedSoftmaxLoss, ClassesAndObjectness
+from .balanced_softmax import BalancedSoftmaxLoss
 from .base import LongTailLoss
-from .equalization import EqualizationLoss
+from .equalization import EqualizationLoss, EqualizationSoftmaxLoss
 from .equalized_focal import EqualizedFocalLoss, EqualizedQualityFocalLoss
-from .gradient_driven import GradientDrivenLoss, GradientDrivenSigmoidLoss
-from .running import RunningLoss
 from .seesaw import SeesawSoftmaxLoss
 from .sigmoid import SigmoidLoss
 from .sigmoid_equalization import SigmoidEqualizationLoss
+from .softmax import SoftmaxLoss
 from .softmax_equalization import SoftmaxEqualizationLoss
 
+# All that a config can name: the one list of losses. Registries, benchmarks,
+# contract tests, the dry run and the documentation are derived from it.
+LOSSES: tuple[type[LongTailLoss], ...] = (
+    BalancedSoftmaxLoss,
+    BalancedSigmoidLoss,
+    EqualizationLoss,
+    EqualizationSoftmaxLoss,
+    SeesawSoftmaxLoss,
+    SoftmaxEqualizationLoss,
+    SigmoidEqualizationLoss,
+    EqualizedFocalLoss,
+    EqualizedQualityFocalLoss,
+)
+
 __all__ = [
-    'BalancedSigmoidLoss',
-    'BalancedSoftmaxLoss',
-    'ClassesAndObjectness',
-    'EqualizationLoss',
-    'EqualizedFocalLoss',
-    'EqualizedQualityFocalLoss',
-    'GradientDrivenLoss',
-    'GradientDrivenSigmoidLoss',
+    'LOSSES',
     'LongTailLoss',
-    'RunningLoss',
-    'SeesawSoftmaxLoss',
-    'SigmoidEqualizationLoss',
     'SigmoidLoss',
-    'SoftmaxEqualizationLoss',
+    'SoftmaxLoss',
+    *sorted(cls.__name__ for cls in LOSSES),
 ]

@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Sequence
 
 import torch
 from torch import Tensor
 
-from ..functional.two_sided import SHIFTED_BCE
-from ..kernels import Batch, sigmoid_rows
-from ..priors.shift import sigmoid_shift
-from ..registry import MODELS
+from ..kernels import SHIFTED_BCE, TwoSided
+from .arguments import number, passed_on
 from .sigmoid import SigmoidLoss
 
 
-@MODELS.register_module()
 class BalancedSigmoidLoss(SigmoidLoss):
     r"""Binary cross-entropy whose logits are shifted by the prior's logit.
 
@@ -36,7 +33,6 @@ class BalancedSigmoidLoss(SigmoidLoss):
 
     Args:
         tau (float): Strength of the correction, >= 0; 0 turns it off.
-        kwargs: See :class:`~lt_losses_mm.losses.SigmoidLoss`.
 
     Example:
         >>> loss = BalancedSigmoidLoss(class_counts=[50, 50])
@@ -44,25 +40,31 @@ class BalancedSigmoidLoss(SigmoidLoss):
         tensor(1.3863)
     """
 
-    def __init__(self, *args: Any, tau: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.tau = self._check_number('tau', tau, low=0)
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        class_counts: str | Sequence[float] | Tensor | None = None,
+        tau: float = 1.0,
+        count_unit: str | None = None,
+        background: str | float | None = None,
+        loss_weight: float = 1.0,
+        reduction: str = 'mean',
+        ignore_index: int | None = None,
+        avg_non_ignore: bool = False,
+        class_weight: Sequence[float] | None = None,
+        loss_name: str | None = None,
+        use_sigmoid: bool | None = None,
+        overwrite_logits: bool = False,
+        engine: str | None = None,
+        bias_prior: float | str | None = 'auto',
+    ) -> None:
+        super().__init__(**passed_on(SigmoidLoss, locals()))
+        self.tau = number(type(self).__name__, 'tau', tau, low=0)
 
-    def row_loss(self, batch: Batch) -> Tensor:
-        dtype = torch.promote_types(batch.logits.dtype, torch.float32)
-
-        def shift(counts: Tensor) -> Tensor:
-            of_one = sigmoid_shift(counts, self.background)
-            if self.background == 'objectness':
-                # Index C is the background column: index labels stay.
-                of_one = torch.cat([of_one, of_one.new_zeros(1)])
-            return (self.tau * of_one).to(dtype)
-
-        key = dtype, float(self.tau), self.background
-        rows, _ = sigmoid_rows(
+    def formula(self, columns: int, dtype: torch.dtype) -> TwoSided:
+        shift = self.background.shift(self.class_counts, columns)
+        return TwoSided(
             SHIFTED_BCE,
-            (self.remember(key, self.class_counts, shift),),
-            batch,
-            spare_background=self.background == 'foreground_rows',
+            ((self.tau * shift).to(dtype),),
+            spare_background=self.background.key == 'foreground_rows',
         )
-        return rows

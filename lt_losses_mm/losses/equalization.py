@@ -3,25 +3,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
 
-from ..functional import (
-    random_drops,
-    softmax_equalization_v1,
-    without_object,
-)
-from ..functional.draw import new_seed
-from ..functional.two_sided import WEIGHTED_BCE
-from ..kernels import Batch, Dropped, sigmoid_rows, softmax_rows
-from ..kernels.rows import draw_word
-from ..registry import MODELS
+from ..kernels import WEIGHTED_BCE, Dropped, TwoSided
+from ..kernels.formulas.draw import new_seed
+from ..messages import fault
+from .arguments import number, passed_on
 from .sigmoid import SigmoidLoss
+from .softmax import SoftmaxLoss
 
 
-@MODELS.register_module()
+def _rare_below(owner: str, threshold: float, num_images: Any) -> float:
+    """The count below which a class is rare."""
+    checked = number(owner, 'threshold', threshold, above=0)
+    if checked >= 1:
+        return checked
+    if num_images is None:
+        raise fault(
+            'threshold',
+            threshold,
+            'a count >= 1, or a share together with num_images',
+            'give num_images, the number of training images',
+            owner,
+        )
+    return checked * number(owner, 'num_images', num_images, 1)
+
+
 class EqualizationLoss(SigmoidLoss):
     r"""EQL: rare classes are spared the gradients of other classes' samples.
 
@@ -32,16 +42,8 @@ class EqualizationLoss(SigmoidLoss):
     with T = 1 for the classes rarer than ``threshold`` and E = 1 for rows
     with an object: rows of background remain negatives of all classes. Tan et
     al., "Equalization Loss for Long-Tailed Object Recognition", CVPR 2020. No
-    statistics: the class counts decide.
-
-    ``use_sigmoid=False`` is the softmax form (SEQL) of the same paper,
-    :math:`-\log (e^{z_y} / \sum_k w_k e^{z_k})` with :math:`w_k = 1 - \beta
-    T_k (1 - t_k)`, where :math:`\beta` is 1 with probability ``gamma``, drawn
-    anew for each row and class. RoI heads then get C + 1 logits, the last of
-    which is background and is never left out; rows of background keep all
-    classes. A draw follows from a seed, which each call takes from PyTorch's
-    generator, and from its row and column: it is the same in the backward
-    pass, where activations are recomputed, and in any layout of memory.
+    statistics: the class counts decide. Its form for a softmax is
+    :class:`~lt_losses_mm.losses.EqualizationSoftmaxLoss`.
 
     Args:
         threshold (float): Count below which a class is rare; or, if below 1,
@@ -49,15 +51,8 @@ class EqualizationLoss(SigmoidLoss):
             (v0.5) and 1.1e-3 (v1).
         num_images (int, optional): Annotated training images, for a
             ``threshold`` that is a share (LVIS v1: 99388).
-        gamma (float): Probability in [0, 1] that the softmax form leaves out
-            a rare class.
         count_unit (str, optional): Unit of the counts; that of the paper is
             ``'image'``, in segmentation, too.
-        use_sigmoid (bool): Sigmoid or softmax form.
-        bias_prior (float, optional): See
-            :class:`~lt_losses_mm.losses.SigmoidLoss`; not for the softmax
-            form.
-        kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
 
     Example:
         >>> loss = EqualizationLoss(class_counts=[500, 5], threshold=100)
@@ -67,87 +62,111 @@ class EqualizationLoss(SigmoidLoss):
     """
 
     background_policies = ('negatives',)
+    needs_background = True
 
     def __init__(
         self,
-        *args: Any,
+        num_classes: int | None = None,
+        class_counts: str | Sequence[float] | Tensor | None = None,
         threshold: float = 100,
         num_images: int | None = None,
-        gamma: float = 0.9,
         count_unit: str | None = 'image',
+        background: str | float | None = None,
+        loss_weight: float = 1.0,
+        reduction: str = 'mean',
+        ignore_index: int | None = None,
+        avg_non_ignore: bool = False,
+        class_weight: Sequence[float] | None = None,
+        loss_name: str | None = None,
         use_sigmoid: bool | None = None,
-        **kwargs: Any,
+        overwrite_logits: bool = False,
+        engine: str | None = None,
+        bias_prior: float | str | None = 'auto',
     ) -> None:
-        # The base compares the key with what the class says.
-        self.use_sigmoid = use_sigmoid is None or bool(use_sigmoid)
-        super().__init__(*args, count_unit=count_unit, **kwargs)
-        if not self.use_sigmoid:
-            self.bias_prior = None
-        self.threshold = self._check_number('threshold', threshold)
-        self.gamma = self._check_number('gamma', gamma, low=0)
-        if self.gamma > 1:
-            raise ValueError(
-                self._say('gamma', gamma, 'a probability in [0, 1]')
-            )
-        if self.threshold <= 0:
-            raise ValueError(self._say('threshold', threshold, 'a number > 0'))
-        if self.threshold < 1:
-            if num_images is None:
-                raise ValueError(
-                    self._say(
-                        'threshold',
-                        threshold,
-                        'a count >= 1, or a share together with num_images',
-                        'give num_images, the number of training images',
-                    )
-                )
-            self.threshold *= self._check_number('num_images', num_images, 1)
-
-    @property
-    def needs_background(self) -> bool:
-        return self.use_sigmoid
+        super().__init__(**passed_on(SigmoidLoss, locals()))
+        owner = type(self).__name__
+        self.threshold = _rare_below(owner, threshold, num_images)
 
     def tail(self) -> Tensor:
         """T: whether a class is rare, (C,), bool."""
         return self.class_counts < self.threshold
 
-    def columns(self, num_classes: int) -> tuple[int, ...]:
-        if self.use_sigmoid:
-            return (num_classes,)
-        return num_classes + 1, num_classes
+    def formula(self, columns: int, dtype: torch.dtype) -> TwoSided:
+        kept = (~self.tail()).float()
+        weights = torch.ones_like(kept), kept
+        return TwoSided(WEIGHTED_BCE, weights, spare_background=True)
 
-    def row_loss(self, batch: Batch) -> Tensor:
-        if self.use_sigmoid:
-            return self._sigmoid_rows(batch)
-        return self._softmax_rows(batch)
 
-    def _sigmoid_rows(self, batch: Batch) -> Tensor:
-        def of_sides(_: Tensor) -> tuple[Tensor, Tensor]:
-            kept = (~self.tail()).float()
-            return torch.ones_like(kept), kept
+class EqualizationSoftmaxLoss(SoftmaxLoss):
+    r"""The softmax form of EQL: rare classes are left out at random.
 
-        weights = self.remember(self.threshold, self.class_counts, of_sides)
-        rows, _ = sigmoid_rows(
-            WEIGHTED_BCE, weights, batch, spare_background=True
-        )
-        return rows
+    .. math::
+        L = -\log \frac{e^{z_y}}{\sum_k w_k e^{z_k}}, \qquad
+        w_k = 1 - \beta\, T_k (1 - t_k)
 
-    def _softmax_rows(self, batch: Batch) -> Tensor:
-        logits, labels = batch.logits, batch.labels
+    with T = 1 for the classes rarer than ``threshold``, and :math:`\beta` 1
+    with probability ``gamma``, drawn anew for each row and class. Tan et al.,
+    "Equalization Loss for Long-Tailed Object Recognition", CVPR 2020 (SEQL).
+    RoI heads get C + 1 logits, the last of which is background and is never
+    left out; rows of background keep all classes. A draw follows from a seed,
+    which each call takes from PyTorch's generator, and from its row and
+    column: it is the same in the backward pass, where activations are
+    recomputed, and in any layout of memory.
+
+    Args:
+        threshold (float): Count below which a class is rare; or, if below 1,
+            its share of ``num_images``.
+        num_images (int, optional): Annotated training images, for a
+            ``threshold`` that is a share (LVIS v1: 99388).
+        gamma (float): Probability in [0, 1] that a rare class is left out.
+        count_unit (str, optional): Unit of the counts; that of the paper is
+            ``'image'``, in segmentation, too.
+
+    Example:
+        >>> loss = EqualizationSoftmaxLoss(
+        ...     class_counts=[500, 5], threshold=100, gamma=1.0)
+        >>> loss(torch.zeros(2, 2), torch.tensor([0, 1]),
+        ...      reduction_override='none')
+        tensor([0.0000, 0.6931])
+    """
+
+    background_policies = ('negatives',)
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        class_counts: str | Sequence[float] | Tensor | None = None,
+        threshold: float = 100,
+        num_images: int | None = None,
+        gamma: float = 0.9,
+        count_unit: str | None = 'image',
+        background: str | float | None = None,
+        loss_weight: float = 1.0,
+        reduction: str = 'mean',
+        ignore_index: int | None = None,
+        avg_non_ignore: bool = False,
+        class_weight: Sequence[float] | None = None,
+        loss_name: str | None = None,
+        use_sigmoid: bool | None = None,
+        overwrite_logits: bool = False,
+        engine: str | None = None,
+    ) -> None:
+        super().__init__(**passed_on(SoftmaxLoss, locals()))
+        owner = type(self).__name__
+        self.threshold = _rare_below(owner, threshold, num_images)
+        self.gamma = number(owner, 'gamma', gamma, low=0, high=1)
+
+    def tail(self) -> Tensor:
+        """T: whether a class is rare, (C,), bool."""
+        return self.class_counts < self.threshold
+
+    def known_formula(self, logits: Tensor) -> Any:
+        # Another draw each time.
+        return self.formula(logits.size(1), torch.float32)
+
+    def formula(self, columns: int, dtype: torch.dtype) -> Dropped:
         probability = self.gamma * self.tail().float()
-        if logits.size(1) > self.num_classes:
+        if columns > self.num_classes:
             probability = torch.cat([probability, probability.new_zeros(1)])
-        seed = new_seed(logits.device)
-        if not labels.is_floating_point():
-            adjust = Dropped(probability, seed, self.num_classes)
-            return softmax_rows(adjust, batch)[0]
-        shape = logits.shape[:1] + logits.shape[2:]
-        dropped = random_drops(seed, probability, shape, word=draw_word())
-        dropped = dropped & ~without_object(labels, self.num_classes)
-        return softmax_equalization_v1(logits, labels, dropped)
-
-    def scores(self, cls_score: Tensor) -> tuple[Tensor, Tensor]:
-        if self.use_sigmoid:
-            return super().scores(cls_score)
-        scores = cls_score.softmax(-1)
-        return scores[..., :-1], scores[..., -1:]
+        seed = new_seed(probability.device)
+        return Dropped(probability, seed, self.num_classes)

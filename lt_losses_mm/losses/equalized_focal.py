@@ -3,73 +3,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
 
-from ..functional import (
-    equalized_focal_factors,
-    equalized_quality_focal_loss,
-    equalized_quality_focal_sums,
-)
-from ..functional.equalization import (
-    FOCAL,
-    QUALITY_FOCAL,
-    focal_parameters,
-    where_of_quality,
-)
-from ..functional.two_sided import upcast
-from ..kernels import Batch, Sums, sigmoid_rows
-from ..registry import MODELS
-from .gradient_driven import GradientDrivenSigmoidLoss
+from ..functional import equalized_focal_factors
+from ..kernels import FOCAL, QUALITY_FOCAL, TwoSided
+from ..kernels.formulas.two_sided import focal_parameters
+from ..messages import fault
+from ..statistics import GradientStatistics
+from .arguments import number, passed_on
+from .sigmoid import SigmoidLoss
 
 
-class _EqualizedFocal(GradientDrivenSigmoidLoss):
-    """The factors that both forms share."""
-
-    alpha = -1.0  # weighs neither side
-    background_policies = ('negatives',)
-
-    def __init__(
-        self,
-        *args: Any,
-        gamma: float = 2.0,
-        scale_factor: float = 8.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.gamma = self._check_number('gamma', gamma)
-        if self.gamma < 1:
-            raise ValueError(
-                self._say(
-                    'gamma',
-                    gamma,
-                    'a number >= 1',
-                    'the derivative of |q - p|^gamma is infinite below it',
-                )
-            )
-        self.scale_factor = self._check_number(
-            'scale_factor', scale_factor, low=0
+def _check_gamma(owner: str, gamma: Any) -> float:
+    checked = number(owner, 'gamma', gamma)
+    if checked < 1:
+        raise fault(
+            'gamma',
+            gamma,
+            'a number >= 1',
+            'the derivative of |q - p|^gamma is infinite below it: raise it',
+            owner,
         )
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Focusing factors and weights, each (C,)."""
-        return equalized_focal_factors(
-            self.ratio, gamma=self.gamma, scale_factor=self.scale_factor
-        )
-
-    def column_parameters(self, logits: Tensor) -> tuple[Tensor, ...]:
-        return focal_parameters(*self.factors(), self.alpha)
-
-    def saturated(self) -> Tensor:
-        """Classes at the clamp: their ratio is at least 1."""
-        return self.ratio >= 1
+    return checked
 
 
-@MODELS.register_module()
-class EqualizedFocalLoss(_EqualizedFocal):
+class EqualizedFocalLoss(SigmoidLoss):
     r"""Focal loss whose focusing and weight follow each class's gradients.
 
     .. math::
@@ -89,10 +50,8 @@ class EqualizedFocalLoss(_EqualizedFocal):
             < 0 for neither.
         scale_factor (float): s, >= 0; published: 8 for ATSS and RetinaNet, 4
             for YOLOX. 0 is the plain focal loss.
-        decay (float): See :class:`~lt_losses_mm.losses.GradientDrivenLoss`.
-        bias_prior (float, optional): See
-            :class:`~lt_losses_mm.losses.SigmoidLoss`.
-        kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
+        decay (float): Factor on the statistics at every optimizer step, in
+            (0, 1]; 1, the published form, never forgets.
 
     Example:
         >>> import torch
@@ -100,25 +59,71 @@ class EqualizedFocalLoss(_EqualizedFocal):
         >>> logits, labels = torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])
         >>> loss(logits, labels)
         tensor(0.1733)
-        >>> loss.commit()
+        >>> loss.statistics.commit()
         >>> loss.factors()[0]
         tensor([2.0000, 9.1111], dtype=torch.float64)
     """
 
+    uses_counts = False
+    statistics: GradientStatistics
+    background_policies = ('negatives',)
     plain_form = 'plain focal loss'
-    sides = FOCAL
 
-    def __init__(self, *args: Any, alpha: float = 0.25, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.alpha = self._check_number('alpha', alpha)
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        class_counts: str | Sequence[float] | Tensor | None = None,
+        gamma: float = 2.0,
+        alpha: float = 0.25,
+        scale_factor: float = 8.0,
+        decay: float = 1.0,
+        count_unit: str | None = None,
+        background: str | float | None = None,
+        loss_weight: float = 1.0,
+        reduction: str = 'mean',
+        ignore_index: int | None = None,
+        avg_non_ignore: bool = False,
+        class_weight: Sequence[float] | None = None,
+        loss_name: str | None = None,
+        use_sigmoid: bool | None = None,
+        overwrite_logits: bool = False,
+        engine: str | None = None,
+        bias_prior: float | str | None = 'auto',
+    ) -> None:
+        super().__init__(**passed_on(SigmoidLoss, locals()))
+        owner = type(self).__name__
+        self.gamma = _check_gamma(owner, gamma)
+        self.scale_factor = number(owner, 'scale_factor', scale_factor, low=0)
+        self.alpha = number(owner, 'alpha', alpha)
         if self.alpha > 1:
-            raise ValueError(
-                self._say('alpha', alpha, 'a number in [0, 1], or < 0 for off')
+            raise fault(
+                'alpha',
+                alpha,
+                'a number in [0, 1], or < 0 for off',
+                owner=owner,
             )
+        self.statistics = GradientStatistics(
+            getattr(self, 'num_classes', 0), decay, owner
+        )
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Focusing factors and weights, each (C,)."""
+        return equalized_focal_factors(
+            self.statistics.ratio,
+            gamma=self.gamma,
+            scale_factor=self.scale_factor,
+        )
+
+    def formula(self, columns: int, dtype: torch.dtype) -> TwoSided:
+        parameters = focal_parameters(*self.factors(), self.alpha)
+        return TwoSided(FOCAL, [p.to(dtype) for p in parameters])
+
+    def saturated(self) -> Tensor:
+        """Classes at the clamp: their ratio is at least 1."""
+        return self.statistics.ratio >= 1
 
 
-@MODELS.register_module()
-class EqualizedQualityFocalLoss(_EqualizedFocal):
+class EqualizedQualityFocalLoss(SigmoidLoss):
     r"""Quality Focal Loss with the factors of Equalized Focal Loss.
 
     .. math:: L = \sum_j w_j\, |q_j - p_j|^{\gamma_j}\, BCE(z_j, q_j)
@@ -136,10 +141,8 @@ class EqualizedQualityFocalLoss(_EqualizedFocal):
         scale_factor (float): s, >= 0; 0 is the plain Quality Focal Loss.
         activated (bool): Whether the head passes probabilities in place of
             logits, as TOODHead does; the key of mmdet's own losses.
-        decay (float): See :class:`~lt_losses_mm.losses.GradientDrivenLoss`.
-        bias_prior (float, optional): See
-            :class:`~lt_losses_mm.losses.SigmoidLoss`.
-        kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
+        decay (float): Factor on the statistics at every optimizer step, in
+            (0, 1]; 1, the published form, never forgets.
 
     Example:
         >>> import torch
@@ -149,47 +152,45 @@ class EqualizedQualityFocalLoss(_EqualizedFocal):
         tensor(0.2599)
     """
 
+    uses_counts = False
+    statistics: GradientStatistics
+    background_policies = ('negatives',)
     takes_quality = True
     plain_form = 'plain Quality Focal Loss'
-    sides = QUALITY_FOCAL
 
     def __init__(
-        self, *args: Any, activated: bool = False, **kwargs: Any
+        self,
+        num_classes: int | None = None,
+        class_counts: str | Sequence[float] | Tensor | None = None,
+        gamma: float = 2.0,
+        scale_factor: float = 8.0,
+        activated: bool = False,
+        decay: float = 1.0,
+        count_unit: str | None = None,
+        background: str | float | None = None,
+        loss_weight: float = 1.0,
+        reduction: str = 'mean',
+        ignore_index: int | None = None,
+        avg_non_ignore: bool = False,
+        class_weight: Sequence[float] | None = None,
+        loss_name: str | None = None,
+        use_sigmoid: bool | None = None,
+        overwrite_logits: bool = False,
+        engine: str | None = None,
+        bias_prior: float | str | None = 'auto',
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(**passed_on(SigmoidLoss, locals()))
+        owner = type(self).__name__
+        self.gamma = _check_gamma(owner, gamma)
+        self.scale_factor = number(owner, 'scale_factor', scale_factor, low=0)
         self.activated = activated
-
-    def forward(self, cls_score: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.activated:
-            cls_score = upcast(cls_score)
-            cls_score = cls_score.logit(torch.finfo(cls_score.dtype).eps)
-        return super().forward(cls_score, *args, **kwargs)
-
-    def rows_and_sums(self, batch: Batch) -> tuple[Tensor, Sums]:
-        logits, labels = batch.logits, batch.labels
-        if labels.is_floating_point():
-            # A map of qualities is no mixture of samples.
-            factors = self.factors()
-            loss = equalized_quality_focal_loss(logits, labels, *factors)
-            if batch.element_weight is not None:
-                loss = loss * batch.element_weight.to(loss.dtype)
-            rows = loss.sum(1)
-            if not batch.learns:
-                return rows, None
-            with torch.no_grad():
-                return rows, equalized_quality_focal_sums(
-                    logits, labels, *factors, weight=batch.weight
-                )
-        quality = batch.quality
-        if quality is None:
-            quality = torch.ones_like(labels, dtype=torch.float32)
-        present = where_of_quality(
-            labels, quality, logits.size(1), batch.ignore_index
+        self.statistics = GradientStatistics(
+            getattr(self, 'num_classes', 0), decay, owner
         )
-        return sigmoid_rows(
-            self.sides,
-            self.parameters_for(logits),
-            replace(batch, labels=present),
-            at_label=(quality,),
-            sums=batch.learns,
-        )
+
+    factors = EqualizedFocalLoss.factors
+    saturated = EqualizedFocalLoss.saturated
+
+    def formula(self, columns: int, dtype: torch.dtype) -> TwoSided:
+        parameters = focal_parameters(*self.factors())
+        return TwoSided(QUALITY_FOCAL, [p.to(dtype) for p in parameters])

@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Sequence
 
 import torch
 from torch import Tensor
 
-from ..functional.two_sided import find_label, positive_sums
-from ..kernels import Batch, Seesaw
-from ..registry import MODELS
-from .balanced_softmax import ClassesAndObjectness
-from .running import RunningLoss
+from ..kernels import Seesaw
+from ..statistics import LabelCounts
+from .arguments import number, passed_on
+from .softmax import SoftmaxLoss
 
 
-@MODELS.register_module()
-class SeesawSoftmaxLoss(RunningLoss, ClassesAndObjectness):
+class SeesawSoftmaxLoss(SoftmaxLoss):
     r"""Seesaw Loss: rare classes are spared, confused ones are not.
 
     .. math::
@@ -39,8 +37,8 @@ class SeesawSoftmaxLoss(RunningLoss, ClassesAndObjectness):
         p (float): Exponent of the mitigation, >= 0; 0 turns it off.
         q (float): Exponent of the compensation, >= 0; 0 turns it off.
         eps (float): Floor of the label's score, in (0, 1].
-        decay (float): See :class:`~lt_losses_mm.losses.RunningLoss`.
-        kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
+        decay (float): Factor on the statistics at every optimizer step, in
+            (0, 1]; 1, the published form, never forgets.
 
     Example:
         >>> import torch
@@ -48,60 +46,52 @@ class SeesawSoftmaxLoss(RunningLoss, ClassesAndObjectness):
         >>> logits, labels = torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])
         >>> loss(logits, labels)
         tensor(0.6931)
-        >>> loss.commit()
+        >>> loss.statistics.commit()
         >>> loss(logits, labels, reduction_override='none')
         tensor([0.3473, 0.3473, 0.3473, 0.6931])
     """
 
-    statistic_names = ('pos_count',)
+    uses_counts = False
+    statistics: LabelCounts
     takes_soft_labels = False
     background_policies = ('objectness', 'keep_odds')
-    pos_count: Tensor
 
     def __init__(
         self,
-        *args: Any,
+        num_classes: int | None = None,
+        class_counts: str | Sequence[float] | Tensor | None = None,
         p: float = 0.8,
         q: float = 2.0,
         eps: float = 1e-2,
-        **kwargs: Any,
+        decay: float = 1.0,
+        count_unit: str | None = None,
+        background: str | float | None = None,
+        loss_weight: float = 1.0,
+        reduction: str = 'mean',
+        ignore_index: int | None = None,
+        avg_non_ignore: bool = False,
+        class_weight: Sequence[float] | None = None,
+        loss_name: str | None = None,
+        use_sigmoid: bool | None = None,
+        overwrite_logits: bool = False,
+        engine: str | None = None,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.p = self._check_number('p', p, low=0)
-        self.q = self._check_number('q', q, low=0)
-        self.eps = self._check_number('eps', eps)
-        if not 0 < self.eps <= 1:
-            raise ValueError(self._say('eps', eps, 'a number in (0, 1]'))
+        super().__init__(**passed_on(SoftmaxLoss, locals()))
+        owner = type(self).__name__
+        self.p = number(owner, 'p', p, low=0)
+        self.q = number(owner, 'q', q, low=0)
+        self.eps = number(owner, 'eps', eps, above=0, high=1)
+        self.statistics = LabelCounts(
+            getattr(self, 'num_classes', 0), decay, owner
+        )
 
-    def columns(self, num_classes: int) -> tuple[int, ...]:
-        # As objectness is the default, counts that lack two classes would
-        # pass for it in heads without background.
-        if self.background == 'objectness' and not self._in_roi_head:
-            return (num_classes,)
-        return super().columns(num_classes)
-
-    def adjustment(self, columns: int, dtype: torch.dtype) -> Seesaw:
-        column = self.pos_count.clamp(min=1).log().to(dtype)
+    def formula(self, columns: int, dtype: torch.dtype) -> Seesaw:
+        column = self.statistics.pos_count.clamp(min=1).log().to(dtype)
         label = column
-        if columns > self.num_classes:
+        if columns == self.num_classes + 1:
             infinite = column.new_full((1,), torch.inf)
             column, label = (
                 torch.cat([column, infinite]),
                 torch.cat([column, -infinite]),
             )
         return Seesaw(column, label, self.p, self.q, self.eps)
-
-    def rows_and_sums(
-        self, batch: Batch
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        rows, _ = self.class_rows(batch)
-        if not batch.learns:
-            return rows, None
-        at = find_label(batch.labels, self.num_classes, batch.ignore_index)
-        weight = None
-        if batch.row_weight is not None:
-            weight = batch.row_weight.unsqueeze(1)
-        _, counts = positive_sums(
-            torch.ones_like(at.column), at, weight, self.num_classes
-        )
-        return rows, (counts,)

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Sequence
 
-import torch
 from torch import Tensor
 
+from ..kernels import sigmoid_rows
+from ..messages import fault
+from .arguments import passed_on
+from .background import SigmoidBackground
 from .base import LongTailLoss
 
 
@@ -28,26 +31,37 @@ class SigmoidLoss(LongTailLoss):
             1 / (C + 1), but at least 0.001, which is published for LVIS.
             ``None`` leaves the bias to the head. Dense and DETR-type heads
             have a prior of their own and are left alone.
-        kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
     """
 
     use_sigmoid = True
+    rows = staticmethod(sigmoid_rows)
+    background_family = SigmoidBackground
 
     def __init__(
         self,
-        *args: Any,
+        num_classes: int | None = None,
+        class_counts: str | Sequence[float] | Tensor | None = None,
+        count_unit: str | None = None,
+        background: str | float | None = None,
+        loss_weight: float = 1.0,
+        reduction: str = 'mean',
+        ignore_index: int | None = None,
+        avg_non_ignore: bool = False,
+        class_weight: Sequence[float] | None = None,
+        loss_name: str | None = None,
+        use_sigmoid: bool | None = None,
+        overwrite_logits: bool = False,
+        engine: str | None = None,
         bias_prior: float | str | None = 'auto',
-        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(**passed_on(LongTailLoss, locals()))
         number = isinstance(bias_prior, float) and 0 < bias_prior < 1
         if not number and bias_prior not in ('auto', None):
-            raise ValueError(
-                self._say(
-                    'bias_prior',
-                    bias_prior,
-                    "a probability in (0, 1), 'auto' or None",
-                )
+            raise fault(
+                'bias_prior',
+                bias_prior,
+                "a probability in (0, 1), 'auto' or None",
+                owner=type(self).__name__,
             )
         self.bias_prior = bias_prior
 
@@ -65,18 +79,3 @@ class SigmoidLoss(LongTailLoss):
         """Logit of ``initial_probability``."""
         p = self.initial_probability
         return None if p is None else math.log(p / (1 - p))
-
-    def columns(self, num_classes: int) -> tuple[int, ...]:
-        if self.background == 'objectness':
-            return (num_classes + 1,)
-        return (num_classes,)
-
-    def scores(self, cls_score: Tensor) -> tuple[Tensor, Tensor]:
-        scores = cls_score.sigmoid()
-        if self._has_objectness(cls_score):
-            classes, background = scores[..., :-1], scores[..., -1:]
-            return classes * (1 - background), background
-        return scores, torch.zeros_like(scores[..., :1])
-
-    def _has_objectness(self, logits: Tensor) -> bool:
-        return self.background == 'objectness'

@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Sequence
 
 import torch
 from torch import Tensor
 
 from ..functional import sigmoid_equalization_weights
-from ..functional.two_sided import WEIGHTED_BCE
-from ..registry import MODELS
-from .gradient_driven import GradientDrivenSigmoidLoss
+from ..kernels import WEIGHTED_BCE, TwoSided
+from ..statistics import GradientStatistics
+from .arguments import number, passed_on
+from .sigmoid import SigmoidLoss
 
 
-@MODELS.register_module()
-class SigmoidEqualizationLoss(GradientDrivenSigmoidLoss):
+class SigmoidEqualizationLoss(SigmoidLoss):
     r"""Sigmoid-EQL (EQLv2): both sides of each classifier, balanced.
 
     .. math::
@@ -37,63 +37,71 @@ class SigmoidEqualizationLoss(GradientDrivenSigmoidLoss):
         gamma (float): Steepness of f, > 0.
         mu (float): Ratio at which f is 1/2.
         alpha (float): Largest additional weight of positives, >= 0.
-        decay (float): See :class:`~lt_losses_mm.losses.GradientDrivenLoss`.
-        bias_prior (float, optional): See
-            :class:`~lt_losses_mm.losses.SigmoidLoss`.
-        kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
+        decay (float): Factor on the statistics at every optimizer step, in
+            (0, 1]; 1, the published form, never forgets.
 
     Example:
         >>> loss = SigmoidEqualizationLoss(num_classes=2)
         >>> logits = torch.zeros(4, 2)
         >>> loss(logits, torch.tensor([0, 0, 0, 1]))
         tensor(1.3863)
-        >>> loss.commit()
-        >>> loss.ratio
+        >>> loss.statistics.commit()
+        >>> loss.statistics.ratio
         tensor([3.0000, 0.3333], dtype=torch.float64)
         >>> loss(logits, torch.tensor([0, 0, 0, 1]))
         tensor(1.5589)
     """
 
+    uses_counts = False
+    statistics: GradientStatistics
     background_policies = ('objectness', 'negatives')
     plain_form = 'plain binary cross-entropy'
-    sides = WEIGHTED_BCE
 
     def __init__(
         self,
-        *args: Any,
+        num_classes: int | None = None,
+        class_counts: str | Sequence[float] | Tensor | None = None,
         gamma: float = 12.0,
         mu: float = 0.8,
         alpha: float = 4.0,
-        **kwargs: Any,
+        decay: float = 1.0,
+        count_unit: str | None = None,
+        background: str | float | None = None,
+        loss_weight: float = 1.0,
+        reduction: str = 'mean',
+        ignore_index: int | None = None,
+        avg_non_ignore: bool = False,
+        class_weight: Sequence[float] | None = None,
+        loss_name: str | None = None,
+        use_sigmoid: bool | None = None,
+        overwrite_logits: bool = False,
+        engine: str | None = None,
+        bias_prior: float | str | None = 'auto',
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.gamma = self._check_number('gamma', gamma)
-        if self.gamma <= 0:
-            raise ValueError(self._say('gamma', gamma, 'a number > 0'))
-        self.mu = self._check_number('mu', mu)
-        self.alpha = self._check_number('alpha', alpha, low=0)
-
-    def columns(self, num_classes: int) -> tuple[int, ...]:
-        # Other heads with C + 1 columns would take a softmax of them at test.
-        if self._in_roi_head and self.background == 'objectness':
-            return num_classes + 1, num_classes
-        return (num_classes,)
-
-    def _has_objectness(self, logits: Tensor) -> bool:
-        return self._in_roi_head and self.background == 'objectness'
+        super().__init__(**passed_on(SigmoidLoss, locals()))
+        owner = type(self).__name__
+        self.gamma = number(owner, 'gamma', gamma, above=0)
+        self.mu = number(owner, 'mu', mu)
+        self.alpha = number(owner, 'alpha', alpha, low=0)
+        self.statistics = GradientStatistics(
+            getattr(self, 'num_classes', 0), decay, owner
+        )
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """Weights q of positives and r of negatives, each (C,)."""
         return sigmoid_equalization_weights(
-            self.ratio, gamma=self.gamma, mu=self.mu, alpha=self.alpha
+            self.statistics.ratio,
+            gamma=self.gamma,
+            mu=self.mu,
+            alpha=self.alpha,
         )
 
-    def column_parameters(self, logits: Tensor) -> tuple[Tensor, ...]:
-        q, r = self.weights()
-        if logits.size(1) > self.num_classes:
-            one = q.new_ones(1)
-            return torch.cat([q, one]), torch.cat([r, one])
-        return q, r
+    def formula(self, columns: int, dtype: torch.dtype) -> TwoSided:
+        weights = [
+            self.background.pad(w, columns, 1.0).to(dtype)
+            for w in self.weights()
+        ]
+        return TwoSided(WEIGHTED_BCE, weights)
 
     def saturated(self) -> Tensor:
         """Classes whose weights differ from 1 by less than a percent."""

@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Sequence
 
+import torch
 from torch import Tensor
 
-from ..kernels import Batch, Sums
-from ..registry import MODELS
-from .balanced_softmax import BalancedSoftmaxLoss
-from .gradient_driven import GradientDrivenLoss
+from ..kernels import Shifted
+from ..messages import fault
+from ..statistics import GradientStatistics
+from .arguments import number, passed_on
+from .softmax import SoftmaxLoss
 
 _INDICATORS = ('pos', 'neg', 'both')
 
 
-@MODELS.register_module()
-class SoftmaxEqualizationLoss(GradientDrivenLoss, BalancedSoftmaxLoss):
+class SoftmaxEqualizationLoss(SoftmaxLoss):
     r"""Softmax-EQL: Balanced Softmax whose prior is learned from gradients.
 
     .. math:: L = CE(z + \tau \log s, y), \qquad s_j = \max(G_j, \epsilon)
@@ -32,8 +33,8 @@ class SoftmaxEqualizationLoss(GradientDrivenLoss, BalancedSoftmaxLoss):
             that one misclassified sample of a class is worth up to 1, whether
             rows are images, RoIs or pixels.
         tau (float): Strength of the correction, >= 0; 0 turns it off.
-        decay (float): See :class:`~lt_losses_mm.losses.GradientDrivenLoss`.
-        kwargs: See :class:`~lt_losses_mm.losses.LongTailLoss`.
+        decay (float): Factor on the statistics at every optimizer step, in
+            (0, 1]; 1, the published form, never forgets.
 
     Example:
         >>> import torch
@@ -41,48 +42,66 @@ class SoftmaxEqualizationLoss(GradientDrivenLoss, BalancedSoftmaxLoss):
         >>> logits, labels = torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])
         >>> loss(logits, labels)
         tensor(0.6931)
-        >>> loss.commit()
-        >>> loss.pos_grad
+        >>> loss.statistics.commit()
+        >>> loss.statistics.pos_grad
         tensor([1.5000, 0.5000], dtype=torch.float64)
         >>> loss(logits, labels, reduction_override='none')
         tensor([0.2877, 0.2877, 0.2877, 1.3863])
     """
 
+    uses_counts = False
+    statistics: GradientStatistics
     plain_form = 'plain cross-entropy'
 
     def __init__(
         self,
-        *args: Any,
+        num_classes: int | None = None,
+        class_counts: str | Sequence[float] | Tensor | None = None,
         indicator: str = 'pos',
         eps: float = 1e-4,
-        **kwargs: Any,
+        tau: float = 1.0,
+        decay: float = 1.0,
+        count_unit: str | None = None,
+        background: str | float | None = None,
+        loss_weight: float = 1.0,
+        reduction: str = 'mean',
+        ignore_index: int | None = None,
+        avg_non_ignore: bool = False,
+        class_weight: Sequence[float] | None = None,
+        loss_name: str | None = None,
+        use_sigmoid: bool | None = None,
+        overwrite_logits: bool = False,
+        engine: str | None = None,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(**passed_on(SoftmaxLoss, locals()))
+        owner = type(self).__name__
         if indicator not in _INDICATORS:
-            raise ValueError(
-                self._say('indicator', indicator, f'one of {_INDICATORS}')
+            raise fault(
+                'indicator', indicator, f'one of {_INDICATORS}', owner=owner
             )
         self.indicator = indicator
-        self.eps = self._check_number('eps', eps)
-        if not self.eps > 0:
-            raise ValueError(self._say('eps', eps, 'a number > 0'))
+        self.eps = number(owner, 'eps', eps, above=0)
+        self.tau = number(owner, 'tau', tau, low=0)
+        self.statistics = GradientStatistics(
+            getattr(self, 'num_classes', 0), decay, owner
+        )
 
-    @property
     def _gradients(self) -> Tensor:
+        known = self.statistics
         if self.indicator == 'pos':
-            return self.pos_grad
+            return known.pos_grad
         if self.indicator == 'neg':
-            return self.neg_grad
-        return self.pos_grad + self.neg_grad
+            return known.neg_grad
+        return known.pos_grad + known.neg_grad
 
-    @property
-    def prior_counts(self) -> Tensor:
-        """s, (C,)."""
-        return self._gradients.clamp(min=self.eps)
+    def learned_prior(self) -> Tensor:
+        """s, (C,), float64; it is proportional to the prior."""
+        return self._gradients().clamp(min=self.eps)
 
-    def rows_and_sums(self, batch: Batch) -> tuple[Tensor, Sums]:
-        return self.class_rows(batch, sums=batch.learns)
+    def formula(self, columns: int, dtype: torch.dtype) -> Shifted:
+        shift = self.background.shift(self.learned_prior(), columns)
+        return Shifted((self.tau * shift).to(dtype))
 
     def saturated(self) -> Tensor:
         """Classes whose s is the floor."""
-        return self._gradients <= self.eps
+        return self._gradients() <= self.eps

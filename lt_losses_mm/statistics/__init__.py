@@ -3,23 +3,23 @@
 
 from .gradients import GradientStatistics, describe_health
 from .running import (
+    LabelCounts,
     RunningStatistics,
     commit,
     commit_statistics,
     discard_pending,
-    optimizer_steps,
     reset_statistics,
     statistics_modules,
 )
 
 __all__ = [
     'GradientStatistics',
+    'LabelCounts',
     'RunningStatistics',
     'commit',
     'commit_statistics',
     'describe_health',
     'discard_pending',
-    'optimizer_steps',
     'reset_statistics',
     'statistics_modules',
 ]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from abc import ABCMeta, abstractmethod
 from typing import Any, Mapping
 
 import torch
@@ -14,7 +13,7 @@ from .running import RunningStatistics
 _EPS = 1e-10
 
 
-class GradientStatistics(RunningStatistics, metaclass=ABCMeta):
+class GradientStatistics(RunningStatistics):
     r"""Accumulated gradient magnitudes of positives and of negatives.
 
     ``pos_grad[j]`` and ``neg_grad[j]`` are sums of
@@ -25,29 +24,50 @@ class GradientStatistics(RunningStatistics, metaclass=ABCMeta):
     this rank) would weigh the calls against each other. Rows without weight
     count for nothing.
 
-    A subclass says by :meth:`saturated` which classes its method leaves as
-    the loss without statistics (``plain_form``) would treat them.
+    Args:
+        num_classes (int): C; 0 where it follows.
+        decay (float): See
+            :class:`~lt_losses_mm.statistics.RunningStatistics`.
+        owner (str): The loss, for messages.
     """
 
-    statistic_names = ('pos_grad', 'neg_grad', 'pos_count')
-    plain_form: str
-    pos_grad: Tensor
-    neg_grad: Tensor
-    pos_count: Tensor
+    def __init__(
+        self,
+        num_classes: int = 0,
+        decay: float = 1.0,
+        owner: str = 'GradientStatistics',
+    ) -> None:
+        names = ('pos_grad', 'neg_grad', 'pos_count')
+        super().__init__(names, num_classes, decay, owner)
+
+    @property
+    def pos_grad(self) -> Tensor:
+        """Gradients of positives, (C,)."""
+        return self.sums[0]
+
+    @property
+    def neg_grad(self) -> Tensor:
+        """Gradients of negatives, (C,)."""
+        return self.sums[1]
+
+    @property
+    def pos_count(self) -> Tensor:
+        """Number of positives, (C,)."""
+        return self.sums[2]
 
     @property
     def ratio(self) -> Tensor:
         """pos_grad / neg_grad, (C,); inf for a class without gradients."""
-        ratio = self.pos_grad / (self.neg_grad + _EPS)
-        unseen = (self.pos_grad + self.neg_grad) == 0
-        return ratio.masked_fill_(unseen, torch.inf)
+        positive, negative, _ = self.sums.unbind()
+        ratio = positive / (negative + _EPS)
+        return ratio.masked_fill_((positive + negative) == 0, torch.inf)
 
-    @abstractmethod
-    def saturated(self) -> Tensor:
-        """Classes that the method treats as its plain form would; (C,)."""
-
-    def health(self) -> dict[str, Any]:
+    def health(self, saturated: Tensor) -> dict[str, Any]:
         """Figures that tell whether the method is at work.
+
+        Args:
+            saturated (Tensor): (C,), bool: classes that the method treats as
+                its plain form would.
 
         Returns:
             dict: ``min``, ``median`` and ``max`` of the ratio over the
@@ -62,13 +82,13 @@ class GradientStatistics(RunningStatistics, metaclass=ABCMeta):
             min=ratio.min().item(),
             median=ratio.quantile(0.5).item(),
             max=ratio.max().item(),
-            saturated=self.saturated().double().mean().item(),
+            saturated=saturated.double().mean().item(),
             unseen=1 - seen.double().mean().item(),
         )
 
 
 def describe_health(health: Mapping[str, Any]) -> str:
-    """The line of the log that says what :meth:`health` found.
+    """The line of the log that says what ``health`` found.
 
     Args:
         health (Mapping): Its figures; NaN for a share that is not known.

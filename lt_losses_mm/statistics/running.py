@@ -1,13 +1,14 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 r"""Per-class sums that a loss keeps over the whole training.
 
-A forward pass only adds to *pending* sums. Once per optimizer step, on every
-rank, :func:`commit_statistics` sums the pending ones over all ranks, in one
-collective for all losses of a model, and adds them to the buffers that the
-losses read. Hence all calls between two steps (FPN levels, cascade stages,
-micro-batches of gradient accumulation) see the same statistics, and a rank
-that has nothing to say cannot block the others. Why a commit and no backward
-hooks: ``docs/decisions/0004-statistics.md``.
+A forward pass only adds to *pending* sums. Once per step of the optimizer
+that owns the model's parameters, on every rank, :func:`commit_statistics`
+sums the pending ones over all ranks, in one collective for all losses of a
+model, and adds them to what the losses read. Hence all calls between two
+steps (FPN levels, cascade stages, micro-batches of gradient accumulation) see
+the same statistics, and a rank that has nothing to say cannot block the
+others. Why a commit and no backward hooks:
+``docs/decisions/0004-statistics.md``.
 
 Under a ``Runner`` :class:`~lt_losses_mm.hooks.StatisticsHook` commits, and is
 attached without being named. A loop of one's own calls
@@ -26,143 +27,142 @@ import weakref
 from typing import Any, Iterator, Sequence
 
 import torch
-from mmengine import dist
-from torch import Tensor, nn
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-)
+from torch import Tensor, distributed, nn
 
-# Optimizer steps that a loss took part in without a commit before it raises:
-# a few, because loops with several optimizers commit once for all of them.
+from ..compat import is_compiling
+from ..kernels import Batch
+from ..messages import describe
+
+# Steps of the optimizer without a commit before a loss raises: a few, because
+# loops with several optimizers commit once for all of them.
 _PATIENCE = 10
-
-_alive: weakref.WeakSet[RunningStatistics] = weakref.WeakSet()
-_optimizer_steps = 0
-
-
-def optimizer_steps() -> int:
-    """Optimizer steps that this process has taken, of all optimizers.
-
-    A step that a gradient scaler skips does not count.
-    """
-    return _optimizer_steps
-
-
-def _on_optimizer_step(optimizer: Optimizer, *_: Any) -> None:
-    global _optimizer_steps
-    # A fused optimizer is called all the same, and skips inside its kernel.
-    found_inf = getattr(optimizer, 'found_inf', None)
-    if found_inf is not None and found_inf.item():
-        return
-    _optimizer_steps += 1
-    for module in list(_alive):
-        if not module._observed:
-            continue
-        module._observed = False
-        module._steps_without_commit += 1
-        if module._steps_without_commit >= _PATIENCE:
-            raise RuntimeError(
-                f'{type(module).__name__}: {_PATIENCE} optimizer steps '
-                'without a commit, so that its statistics stay as they were '
-                'and it does not do what it is for. A Runner of MMEngine '
-                'commits by itself (StatisticsHook; a FlexibleRunner needs it '
-                'and ClassPriorHook in custom_hooks); in a loop of your own '
-                'call lt_losses_mm.commit_statistics(model) after '
-                'optimizer.step()'
-            )
-
-
-# Global, because a loss does not know the optimizer that will train it.
-register_optimizer_step_post_hook(_on_optimizer_step)
+# Nodes of autograd's graph to look at for the parameters under the logits.
+_REACH = 64
 
 
 class RunningStatistics(nn.Module):
-    """Mix-in: buffers (C,) that grow by what each optimizer step has seen.
+    """Sums (C,) that grow by what each optimizer step has seen.
 
-    A subclass names them in ``statistic_names`` and calls :meth:`observe`
-    from its forward pass. The buffers are float64 (float32 on devices that
-    have no float64), stay so under ``model.half()``, and are saved with the
-    model.
+    They are the rows of one buffer ``sums``, (len(names), C), float64 (float32
+    on devices that have none), which stays so under ``model.half()`` and is
+    saved with the model.
+
+    Args:
+        names (sequence of str): Of the rows.
+        num_classes (int): C; 0 where it follows in :meth:`resize`.
+        decay (float): Factor on the sums at every commit, in (0, 1]; 1 never
+            forgets. d weighs about the last 1 / (1 - d) steps.
+        owner (str): The loss, for messages.
+
+    Raises:
+        ValueError: ``decay`` is out of range.
     """
 
-    statistic_names: tuple[str, ...] = ()
-    _pending: Tensor
+    sums: Tensor
+    wants_sums = True  # whether they are those of the kernels
 
-    def init_statistics(self, decay: float = 1.0) -> None:
-        """Declare the buffers; C follows in :meth:`resize_statistics`.
-
-        Args:
-            decay (float): Factor on the sums at every commit, in (0, 1];
-                1 never forgets. d weighs about the last 1 / (1 - d) steps.
-        """
-        self.decay = decay
-        for name in self.statistic_names:
-            self.register_buffer(name, _empty(0))
+    def __init__(
+        self,
+        names: Sequence[str],
+        num_classes: int = 0,
+        decay: float = 1.0,
+        owner: str = 'RunningStatistics',
+    ) -> None:
+        super().__init__()
+        number = isinstance(decay, (int, float)) and not isinstance(
+            decay, bool
+        )
+        if not number or not 0 < decay <= 1:
+            raise ValueError(
+                describe(
+                    'decay',
+                    decay,
+                    'a number in (0, 1]; 1 is no decay',
+                    owner=owner,
+                )
+            )
+        self.names, self.decay, self.owner = tuple(names), float(decay), owner
+        sums = torch.zeros(len(names), num_classes, dtype=torch.float64)
+        self.register_buffer('sums', sums)
         # No buffer: DDP with broadcast_buffers would overwrite it.
-        self._pending = _empty(len(self.statistic_names), 0)
+        self.pending = sums.clone()
         # Of the last load: on resuming, a mismatch must not pass as a warning.
-        self.statistics_mismatch: str | None = None
-        self._start_watch()
-
-    def _start_watch(self) -> None:
-        self._observed = False
-        self._steps_without_commit = 0
-        _alive.add(self)
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self._start_watch()
+        self.mismatch: str | None = None
+        self._forget_steps()
 
     @property
-    def statistics(self) -> dict[str, Tensor]:
-        """The committed sums by name, each (C,)."""
-        return {name: getattr(self, name) for name in self.statistic_names}
+    def num_classes(self) -> int:
+        """C; 0 while it is not known."""
+        return self.sums.size(1)
 
-    def resize_statistics(self, num_classes: int) -> None:
+    def resize(self, num_classes: int) -> None:
         """Set C; sums of another C are dropped."""
-        if self._pending.size(1) == num_classes:
-            return
-        for name in self.statistic_names:
-            old = getattr(self, name)
-            setattr(self, name, old.new_zeros(num_classes))
-        self._pending = self._pending.new_zeros(
-            len(self.statistic_names), num_classes
-        )
-        self._observed = False
+        if self.num_classes != num_classes:
+            self.sums = self.sums.new_zeros(len(self.names), num_classes)
+            self.pending = self.sums.clone()
+            self._forget_steps()
 
-    def reset_statistics(self) -> None:
+    def reset(self) -> None:
         """Forget everything, pending sums too."""
-        for statistic in self.statistics.values():
-            statistic.zero_()
+        self.sums.zero_()
         self.discard_pending()
 
     def discard_pending(self) -> None:
         """Forget what has been observed since the last commit."""
-        self._pending.zero_()
-        self._observed = False
-        self._steps_without_commit = 0
+        self.pending.zero_()
+        self._forget_steps()
 
-    def observe(self, sums: Tensor) -> None:
-        """Add sums, a row for each of ``statistic_names``, to the pending.
+    def observe(self, batch: Batch, sums: Tensor | None) -> None:
+        """Add what a batch amounts to, a row for each name, to the pending.
 
         Forward passes that do not train are the caller's to leave out.
 
         Args:
-            sums (Tensor): (len(statistic_names), C).
+            batch (Batch): The parameters under its logits tell whether steps
+                are taken without a commit.
+            sums (Tensor, optional): (len(names), C), or with more columns
+                behind them; what the kernels found, if it ``wants_sums``.
+
+        Raises:
+            RuntimeError: Ten steps were taken without a commit.
         """
-        self._pending += sums.to(self._pending.dtype)
-        self._observed = True
+        assert sums is not None
+        pending, logits = self.pending, batch.logits
+        pending += sums[:, : pending.size(1)].to(pending.dtype)
+        if is_compiling():
+            return
+        # The version of a parameter under the logits tells that a step has
+        # been taken, whichever optimizer it was: no hook is needed, and steps
+        # of other models do not count.
+        parameter = self._parameter and self._parameter()
+        if parameter is None:
+            parameter = _parameter_under(logits)
+            if parameter is not None:
+                self._parameter = weakref.ref(parameter)
+                self._version = parameter._version
+        elif parameter._version != self._version:
+            self._version = parameter._version
+            self._steps += 1
+            if self._steps >= _PATIENCE:
+                raise RuntimeError(
+                    f'{self.owner}: {_PATIENCE} optimizer steps without a '
+                    'commit, so that its statistics stay as they were and it '
+                    'does not do what it is for. A Runner of MMEngine '
+                    'commits by itself (StatisticsHook; a FlexibleRunner '
+                    'needs it in custom_hooks); a loop of your own calls '
+                    'lt_losses_mm.commit_statistics(model) after '
+                    'optimizer.step(), on every rank'
+                )
 
     def commit(self, sums: Tensor | None = None) -> None:
-        """Add pending sums to the buffers.
+        """Add pending sums to those that are read.
 
         Args:
-            sums (Tensor, optional): (len(statistic_names), C), the pending
-                sums of all ranks; by default those of this one.
+            sums (Tensor, optional): (len(names), C), the pending sums of all
+                ranks; by default those of this one.
         """
         if sums is None:
-            sums = self._pending
+            sums = self.pending
         # One batch of NaN or inf must not poison the sums for ever. Asking
         # first would stop the host of an accelerator.
         total = sums.sum()
@@ -170,53 +170,107 @@ class RunningStatistics(nn.Module):
             sums = torch.where(total.isfinite(), sums, 0.0)
         elif not math.isfinite(total.item()):
             sums = torch.zeros_like(sums)
-        for row, statistic in zip(sums.unbind(), self.statistics.values()):
-            if self.decay != 1:
-                statistic.mul_(self.decay)
-            statistic.add_(row.to(statistic))
+        if self.decay != 1:
+            self.sums.mul_(self.decay)
+        self.sums.add_(sums)
         self.discard_pending()
 
+    def _forget_steps(self) -> None:
+        self._steps = 0
+        self._parameter: Any = None
+        self._version = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A weak reference cannot be pickled or copied.
+        return dict(self.__dict__, _parameter=None)
+
+    # ------------------------------------------------------- device and state
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         # Sums lose their increments in fp16, and float64 cannot be moved to
         # MPS: so only the device of what `fn` makes of a stand-in is taken.
-        kept = self.statistics
-        for name, statistic in kept.items():
-            setattr(self, name, statistic.new_zeros(0, dtype=torch.float32))
+        kept, self.sums = self.sums, torch.zeros(0, device=self.sums.device)
         super()._apply(fn, *args, **kwargs)
-        for name, statistic in kept.items():
-            setattr(self, name, _move(statistic, getattr(self, name).device))
-            self._pending = _move(self._pending, getattr(self, name).device)
+        device = self.sums.device
+        self.sums = _move(kept, device)
+        self.pending = _move(self.pending, device)
         return self
 
     def _load_from_state_dict(
-        self, state_dict: dict, prefix: str, *args, **kwargs
+        self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        self.statistics_mismatch = None
-        present = {
-            name: state_dict[prefix + name]
-            for name in self.statistic_names
-            if prefix + name in state_dict
-        }
-        for name, loaded in present.items():
-            current = getattr(self, name)
-            if loaded.numel() == current.numel():
-                continue
-            if not current.numel():
-                self.resize_statistics(loaded.numel())
-                continue
-            # Unfilled statistics of a model that was never trained are no
-            # mismatch.
-            state_dict[prefix + name] = current
-            if loaded.numel():
-                self.statistics_mismatch = (
-                    f'{type(self).__name__}: num_classes={current.numel()}, '
-                    f'expected {loaded.numel()}, as {prefix}{name} of the '
-                    'checkpoint says; resume with the classes of training '
-                    '(load_from, for other classes, starts statistics anew)'
-                )
-        if self.statistics_mismatch:
-            args[-1].append(self.statistics_mismatch)
+        self.mismatch = None
+        loaded = state_dict.get(prefix + 'sums')
+        if loaded is not None and loaded.size(-1) != self.num_classes:
+            if not self.num_classes:
+                self.resize(loaded.size(-1))
+            else:
+                # Unfilled statistics of a model that was never trained are no
+                # mismatch.
+                state_dict[prefix + 'sums'] = self.sums
+                if loaded.numel():
+                    self.mismatch = describe(
+                        'num_classes',
+                        self.num_classes,
+                        f'{loaded.size(-1)}, as {prefix}sums of the '
+                        'checkpoint says',
+                        'resume with the classes of training (load_from, for '
+                        'other classes, starts statistics anew)',
+                        self.owner,
+                    )
+                    args[-1].append(self.mismatch)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class LabelCounts(RunningStatistics):
+    """Number of rows of each class that were trained on.
+
+    Rows of background, ignored rows and rows without weight do not count.
+
+    Args:
+        num_classes (int): C; 0 where it follows.
+        decay (float): See
+            :class:`~lt_losses_mm.statistics.RunningStatistics`.
+        owner (str): The loss, for messages.
+    """
+
+    wants_sums = False
+
+    def __init__(
+        self,
+        num_classes: int = 0,
+        decay: float = 1.0,
+        owner: str = 'LabelCounts',
+    ) -> None:
+        super().__init__(('pos_count',), num_classes, decay, owner)
+
+    @property
+    def pos_count(self) -> Tensor:
+        """Rows of each class, (C,)."""
+        return self.sums[0]
+
+    def observe(self, batch: Batch, sums: Tensor | None = None) -> None:
+        labels, counts = batch.labels, torch.zeros_like(self.pending[0])
+        counted = (labels < counts.numel()) & (labels != batch.ignore_index)
+        if batch.row_weight is not None:
+            counted = counted & (batch.row_weight > 0)
+        counts.index_add_(
+            0,
+            torch.where(counted, labels, 0).flatten(),
+            counted.flatten().to(counts.dtype),
+        )
+        super().observe(batch, counts.unsqueeze(0))
+
+
+def _parameter_under(logits: Tensor) -> Tensor | None:
+    """The first leaf that the logits come from, nearest first."""
+    nodes: list[Any] = [logits.grad_fn]
+    for node in nodes:
+        leaf = getattr(node, 'variable', None)
+        if leaf is not None:
+            return leaf
+        if node is not None and len(nodes) < _REACH:
+            nodes += [parent for parent, _ in node.next_functions]
+    return None
 
 
 def _move(statistic: Tensor, device: torch.device) -> Tensor:
@@ -225,14 +279,10 @@ def _move(statistic: Tensor, device: torch.device) -> Tensor:
     return statistic.to(device).double()
 
 
-def _empty(*size: int) -> Tensor:
-    return torch.zeros(*size, dtype=torch.float64)
-
-
 def statistics_modules(
     model: nn.Module,
 ) -> Iterator[tuple[str, RunningStatistics]]:
-    """Name and module of everything in a model that keeps statistics."""
+    """Name and module of all statistics in a model."""
     for name, module in model.named_modules():
         if isinstance(module, RunningStatistics):
             yield name, module
@@ -255,14 +305,17 @@ def commit(modules: Sequence[RunningStatistics]) -> None:
     """The same for modules that are known, in the same order on each rank."""
     if not modules:
         return
-    pending = [m._pending for m in modules]
-    if not dist.is_distributed():
+    if not (distributed.is_available() and distributed.is_initialized()):
         for module in modules:
             module.commit()
         return
+    pending = [m.pending for m in modules]
     device = pending[0].device
+    if distributed.get_backend() == 'nccl' and device.type == 'cpu':
+        # Of a loss that was left on the CPU.
+        device = torch.device('cuda', torch.cuda.current_device())
     total = torch.cat([p.flatten().to(device) for p in pending])
-    dist.all_reduce(total, op='sum')
+    distributed.all_reduce(total)
     sizes = [p.numel() for p in pending]
     for module, p, sums in zip(modules, pending, total.split(sizes)):
         module.commit(sums.view(p.shape).to(p.device))
@@ -277,4 +330,4 @@ def discard_pending(model: nn.Module) -> None:
 def reset_statistics(model: nn.Module) -> None:
     """Start the statistics of all losses of a model anew."""
     for _, module in statistics_modules(model):
-        module.reset_statistics()
+        module.reset()

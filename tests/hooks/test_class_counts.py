@@ -17,7 +17,7 @@ from lt_losses_mm.losses import BalancedSoftmaxLoss
 
 AUTO = dict(type='lt_losses_mm.BalancedSoftmaxLoss')
 FIXED = dict(AUTO, class_counts=[6, 3, 1])
-EQL = dict(type='lt_losses_mm.EqualizationLoss', use_sigmoid=False)
+EQL = dict(type='lt_losses_mm.EqualizationSoftmaxLoss')
 BALANCED = dict(type='ClassBalancedDataset', oversample_thr=0.9)
 
 

@@ -28,7 +28,7 @@ static int omp_get_thread_num() { return 0; }
 
 namespace {
 
-enum Formula : int64_t { SHIFTED, SEESAW, DROPPED, BCE, FOCAL };
+enum Formula : int64_t { SHIFTED, SEESAW, DROPPED, BCE, FOCAL, SCALED };
 
 struct Problem {
   const void* logits;
@@ -37,7 +37,8 @@ struct Problem {
   const float* first;           // columns: shift, log count, probability of
                                 // being dropped, focusing
   const float* second;          // columns: weight of negatives, log count
-                                // where the column is the label (Seesaw)
+                                // where the column is the label (Seesaw),
+                                // scale (Scaled)
   const float* third;           // columns: weight of positives
   const int64_t* seed;          // two words (Dropped)
   const float* quality;         // rows, target at the label in place of 1
@@ -370,7 +371,7 @@ void over_rows(const Problem& p, Row row) {
 }
 
 // ---------------------------------------------------------------------- draws
-// functional/draw.py says what is computed here, and why so.
+// formulas/draw.py says what is computed here, and why so.
 inline uint32_t rounds(uint32_t x, uint32_t key) {
   x ^= x >> 15;
   x = x * 0x2c1b3c6d + key;
@@ -413,6 +414,22 @@ struct Shift {
 };
 
 template <>
+struct Shift<SCALED> {
+  const float* scale;
+
+  inline float operator()(float z, float first, int64_t j) const {
+    return z * scale[j] + first;
+  }
+};
+
+// Derivative of what the softmax is taken of.
+template <int F>
+inline float scale_of(const float* second, int64_t j) {
+  if constexpr (F == SCALED) return second[j];
+  return 1.f;
+}
+
+template <>
 struct Shift<DROPPED> {
   const uint32_t* columns;
   uint32_t first, second;  // words of the row
@@ -435,6 +452,8 @@ inline Shift<F> shift_of(const Problem& p, const Draw& draw, int64_t i,
     uint32_t first = mixed(draw.low + uint32_t(i));
     return {draw.columns.data(), first, mixed(first ^ draw.high),
             draw.columns[label], p.labels[i] == p.spared ? 1.f : 0.f};
+  } else if constexpr (F == SCALED) {
+    return {p.second};
   } else {
     if (F == SHIFTED) return {};
     float score = z_label - lse;
@@ -562,18 +581,22 @@ void softmax_backward_matrix(const Problem& p) {
     }
     float top = p.top[i], factor = upstream / p.total[i];
     if (p.kept) {
-      each(p.columns, [&](int64_t j) { store(g + j, factor * load(g[j])); });
-      store(g + label, load(g[label]) - upstream);
+      each(p.columns, [&](int64_t j) {
+        store(g + j, factor * load(g[j]) * scale_of<F>(p.second, j));
+      });
+      store(g + label,
+            load(g[label]) - upstream * scale_of<F>(p.second, label));
       return;
     }
     Shift<F> x = shift_of<F>(p, draw, i, label, load(z[label]), p.lse[i]);
     float own =
         factor * fast_exp(x(load(z[label]), p.first[label], label) - top);
-    const float* first = p.first;
+    const float *first = p.first, *second = p.second;
     each(p.columns, [&](int64_t j) {
-      store(g + j, factor * fast_exp(x(load(z[j]), first[j], j) - top));
+      store(g + j, factor * fast_exp(x(load(z[j]), first[j], j) - top) *
+                       scale_of<F>(second, j));
     });
-    store(g + label, own - upstream);
+    store(g + label, (own - upstream) * scale_of<F>(second, label));
   });
 }
 
@@ -610,6 +633,23 @@ struct Shifts {
     }
   };
   View view() const { return {p, q, log_count, lse, floor}; }
+};
+
+template <class T>
+struct Shifts<SCALED, T> {
+  const float* scale;
+
+  Shifts(const Problem& problem, const Draw&, const T*, int64_t, int64_t)
+      : scale(problem.second) {}
+  struct View {
+    const float* scale;
+
+    inline float operator()(float z, float first, int64_t,
+                            int64_t c) const {
+      return z * scale[c] + first;
+    }
+  };
+  View view() const { return {scale}; }
 };
 
 template <class T>
@@ -740,16 +780,19 @@ void softmax_backward_maps(const Problem& p) {
     for (int64_t c = 0; c < p.columns; ++c) {
       const T* row = z + c * p.pixels;
       T* to = g + c * p.pixels;
-      float first = p.first[c];
+      float first = p.first[c], scale = scale_of<F>(p.second, c);
       each(size, [&](int64_t b) {
         float share =
             factor[b] * fast_exp(x(load(row[b]), first, b, c) - top[b]);
-        store(to + b, factor[b] == 0 ? 0.f : share);
+        store(to + b, factor[b] == 0 ? 0.f : share * scale);
       });
     }
     for (int64_t b = 0; b < size; ++b)
-      if (factor[b] != 0)
-        store(g + p.labels[at + b] * p.pixels + b, own[b] - p.upstream[at + b]);
+      if (factor[b] != 0) {
+        int64_t label = p.labels[at + b];
+        store(g + label * p.pixels + b,
+              (own[b] - p.upstream[at + b]) * scale_of<F>(p.second, label));
+      }
   });
 }
 
@@ -972,7 +1015,7 @@ void sigmoid_backward_maps(const Problem& p) {
 template <int F, class T>
 void run(const Problem& p, bool forward) {
   bool matrix = p.pixels == 1;
-  if constexpr (F == SHIFTED || F == SEESAW || F == DROPPED) {
+  if constexpr (F == SHIFTED || F == SEESAW || F == DROPPED || F == SCALED) {
     if (!forward)
       return matrix ? softmax_backward_matrix<F, T>(p)
                     : softmax_backward_maps<F, T>(p);
@@ -995,6 +1038,7 @@ void run(const Problem& p, bool forward) {
     case DROPPED: return run<DROPPED, T>(p, forward);
     case BCE: return run<BCE, T>(p, forward);
     case FOCAL: return run<FOCAL, T>(p, forward);
+    case SCALED: return run<SCALED, T>(p, forward);
   }
 }
 

@@ -13,11 +13,18 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
+from ...compat import is_compiling
+
 # The constants of ``prospector32`` from https://github.com/skeeto/
 # hash-prospector (Wellons, "Prospecting for Hash Functions", 2018). In the
 # comparison of its issue 28 it is among the best mixers of two rounds. Both
 # factors are below 2^30: products with words of 32 bits fit into int64.
 _FIRST, _SECOND = 0x2C1B3C6D, 0x297A2D39
+
+
+def draw_word() -> torch.dtype:
+    """Of random draws: products in int32 need not wrap in compiled code."""
+    return torch.int64 if is_compiling() else torch.int32
 
 
 def _mask(word: torch.dtype) -> int:
