@@ -193,7 +193,7 @@ class StatisticsHook(Hook):
             return
         from ..statistics.plot import draw_ratio, to_image
 
-        for name, loss, statistics in losses:
+        for name, loss, _ in losses:
             figure = draw_ratio(
                 name,
                 dict(zip(loss.statistics.names, _numpy(loss.statistics.sums))),

@@ -40,6 +40,8 @@ class BalancedSigmoidLoss(SigmoidLoss):
         tensor(1.3863)
     """
 
+    tau: float
+
     def __init__(
         self,
         num_classes: int | None = None,

@@ -36,6 +36,8 @@ class BalancedSoftmaxLoss(SoftmaxLoss):
         tensor([0.1054, 2.3026])
     """
 
+    tau: float
+
     def __init__(
         self,
         num_classes: int | None = None,

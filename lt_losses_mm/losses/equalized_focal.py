@@ -30,6 +30,18 @@ def _check_gamma(owner: str, gamma: Any) -> float:
     return checked
 
 
+def _factors(self: Any) -> tuple[Tensor, Tensor]:
+    """Focusing factors and weights, each (C,)."""
+    return equalized_focal_factors(
+        self.statistics.ratio, gamma=self.gamma, scale_factor=self.scale_factor
+    )
+
+
+def _saturated(self: Any) -> Tensor:
+    """Classes at the clamp: their ratio is at least 1."""
+    return self.statistics.ratio >= 1
+
+
 class EqualizedFocalLoss(SigmoidLoss):
     r"""Focal loss whose focusing and weight follow each class's gradients.
 
@@ -106,21 +118,12 @@ class EqualizedFocalLoss(SigmoidLoss):
             getattr(self, 'num_classes', 0), decay, owner
         )
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Focusing factors and weights, each (C,)."""
-        return equalized_focal_factors(
-            self.statistics.ratio,
-            gamma=self.gamma,
-            scale_factor=self.scale_factor,
-        )
+    factors = _factors
+    saturated = _saturated
 
     def formula(self, columns: int, dtype: torch.dtype) -> TwoSided:
         parameters = focal_parameters(*self.factors(), self.alpha)
         return TwoSided(FOCAL, [p.to(dtype) for p in parameters])
-
-    def saturated(self) -> Tensor:
-        """Classes at the clamp: their ratio is at least 1."""
-        return self.statistics.ratio >= 1
 
 
 class EqualizedQualityFocalLoss(SigmoidLoss):
@@ -188,8 +191,8 @@ class EqualizedQualityFocalLoss(SigmoidLoss):
             getattr(self, 'num_classes', 0), decay, owner
         )
 
-    factors = EqualizedFocalLoss.factors
-    saturated = EqualizedFocalLoss.saturated
+    factors = _factors
+    saturated = _saturated
 
     def formula(self, columns: int, dtype: torch.dtype) -> TwoSided:
         parameters = focal_parameters(*self.factors())

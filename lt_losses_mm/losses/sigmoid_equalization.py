@@ -12,6 +12,7 @@ from ..functional import sigmoid_equalization_weights
 from ..kernels import WEIGHTED_BCE, TwoSided
 from ..statistics import GradientStatistics
 from .arguments import number, passed_on
+from .background import SigmoidBackground
 from .sigmoid import SigmoidLoss
 
 
@@ -54,6 +55,7 @@ class SigmoidEqualizationLoss(SigmoidLoss):
 
     uses_counts = False
     statistics: GradientStatistics
+    background: SigmoidBackground
     background_policies = ('objectness', 'negatives')
     plain_form = 'plain binary cross-entropy'
 

@@ -20,4 +20,8 @@ class SoftmaxLoss(LongTailLoss):
     use_sigmoid = False
     rows = staticmethod(softmax_rows)
     background_family = SoftmaxBackground
-    background_policies = ('keep_odds', 'objectness', float)
+    background_policies: tuple[str | type, ...] = (
+        'keep_odds',
+        'objectness',
+        float,
+    )

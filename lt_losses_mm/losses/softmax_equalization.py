@@ -51,6 +51,7 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
 
     uses_counts = False
     statistics: GradientStatistics
+    tau: float
     plain_form = 'plain cross-entropy'
 
     def __init__(

@@ -88,6 +88,8 @@ class RunningStatistics(nn.Module):
         self.pending = sums.clone()
         # Of the last load: on resuming, a mismatch must not pass as a warning.
         self.mismatch: str | None = None
+        # Under the logits, and what its version was at the last look.
+        self._parameter: Any = None
         self._forget_steps()
 
     @property
@@ -177,7 +179,7 @@ class RunningStatistics(nn.Module):
 
     def _forget_steps(self) -> None:
         self._steps = 0
-        self._parameter: Any = None
+        self._parameter = None
         self._version = 0
 
     def __getstate__(self) -> dict[str, Any]:
