@@ -37,6 +37,8 @@ def main() -> None:
         '--write', action='store_true', help='write the files that change'
     )
     args = parser.parse_args()
+    # MMEngine reads all metafiles of a host again for each of its bases.
+    config_utils.load = functools.lru_cache(None)(config_utils.load)
     changed = [
         (path, text)
         for path, text in texts(CONFIGS).items()
@@ -52,8 +54,6 @@ def main() -> None:
 
 def texts(root: Path) -> dict[Path, str]:
     """What the metafiles and READMEs below a folder should hold."""
-    # MMEngine reads all metafiles of a host again for each of its bases.
-    config_utils.load = functools.lru_cache(None)(config_utils.load)
     found = {}
     for metafile in sorted(root.rglob('metafile.yml')):
         folder, readme = metafile.parent, metafile.with_name('README.md')
@@ -86,7 +86,10 @@ def model_of(path: Path, collection: str, root: Path, old: dict) -> dict:
     loop = cfg.train_cfg
     length = {
         name: loop[key]
-        for name, key in (('Epochs', 'max_epochs'), ('Iterations', 'max_iters'))
+        for name, key in (
+            ('Epochs', 'max_epochs'),
+            ('Iterations', 'max_iters'),
+        )
         if key in loop
     }
     # The rate of data of one's own is scaled to the batch in the name.
@@ -170,7 +173,9 @@ def figures(model: dict) -> str:
     ]
     if not found:
         return ''
-    return f'{", ".join(found)} ([source]({model["Metadata"]["Published By"]}))'
+    return (
+        f'{", ".join(found)} ([source]({model["Metadata"]["Published By"]}))'
+    )
 
 
 if __name__ == '__main__':
