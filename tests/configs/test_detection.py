@@ -145,7 +145,7 @@ def test_box_heads_of_mask_rcnn(loss, normed, parse, mmdet_scope):
     assert head.fc_cls.out_features == COLUMNS[loss]
     assert (type(head.fc_cls).__name__ == 'NormedLinear') == bool(normed)
     if loss == 'balanced_softmax_background_prior':
-        assert head.loss_cls.background == 0.75
+        assert head.loss_cls.background.key == 0.75
     if loss == 'equalization_lvis_v1':
         # As the cards of EQL say: 815 of the classes are rarer.
         assert head.loss_cls.tail().sum() == 815
