@@ -33,13 +33,13 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 
+from lt_losses_mm.cache import in_one_step
+from lt_losses_mm.messages import describe, fault
 from lt_losses_mm.priors import load_class_counts
 
 from .cifar_lt import CIFAR10LT, CIFAR100LT
@@ -75,14 +75,19 @@ def make_double(
         NotADirectoryError: If ``root`` or a folder above it is a file.
     """
     if name not in DOUBLES:
-        raise ValueError(
-            f'name={name!r}: expected one of {", ".join(DOUBLES)}. Fix: '
-            'choose the benchmark whose double you want.'
+        raise fault(
+            'name',
+            name,
+            f'one of {", ".join(DOUBLES)}',
+            'choose the benchmark whose double you want',
         )
     if images < 4:
-        raise ValueError(
-            f'images={images}: expected at least 4, for a long tail with a '
-            'frequent, a rare and the last class. Fix: leave the default 8.'
+        raise fault(
+            'images',
+            images,
+            'at least 4, for a long tail with a frequent, a rare and the '
+            'last class',
+            'leave the default 8',
         )
     folder, write = DOUBLES[name]
     target = Path(root) / folder
@@ -90,31 +95,30 @@ def make_double(
     for parent in target.parents:
         if os.path.lexists(parent) and not parent.is_dir():
             raise NotADirectoryError(
-                f'root={str(root)!r}: {str(parent)!r} is a file or a dead '
-                'link, expected a folder or nothing. Fix: give another root.'
+                describe(
+                    'root',
+                    str(root),
+                    f'folders or nothing, but {str(parent)!r} is a file or '
+                    'a dead link',
+                    'give another root',
+                )
             )
     if not os.path.lexists(target):
-        temporary = target.with_name(f'.{target.name}-{uuid.uuid4().hex}')
-        temporary.mkdir(parents=True)
-        try:
+        with in_one_step(target) as part:
+            part.mkdir()
             # RandomState, because its streams are frozen over versions.
-            write(temporary, np.random.RandomState(seed), images)
-            (temporary / MARKER).write_text(json.dumps(wanted))
-            try:
-                temporary.rename(target)
-            except OSError:
-                # Another process was first: its folder is checked below.
-                if not target.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            write(part, np.random.RandomState(seed), images)
+            (part / MARKER).write_text(json.dumps(wanted))
     marker = target / MARKER
     found = json.loads(marker.read_text()) if marker.is_file() else 'no double'
     if found != wanted:
         raise FileExistsError(
-            f'{str(target)!r} holds {found}, expected nothing or {wanted}. '
-            'Nothing was written. Fix: give another root, or move that '
-            'folder away.'
+            describe(
+                'root',
+                str(root),
+                f'nothing or {wanted} in {str(target)!r}, which holds {found}',
+                'give another root, or move that folder away',
+            )
         )
     return target
 

@@ -377,8 +377,8 @@ def test_makes_nothing_twice_and_overwrites_nothing(tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(name='lvis'), "name='lvis': expected one of lvis_v1.*Fix"),
-        (dict(name='lvis_v1', images=3), 'images=3: expected at least 4.*Fix'),
+        (dict(name='lvis'), "name='lvis', expected one of lvis_v1.*Fix"),
+        (dict(name='lvis_v1', images=3), 'images=3, expected at least 4.*Fix'),
     ],
 )
 def test_refuses_wrong_arguments(tmp_path, arguments, message):

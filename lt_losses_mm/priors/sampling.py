@@ -9,13 +9,16 @@ that does not fit what the model sees would be wrong without a sign.
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+from typing import Any, Iterator, Tuple
 
 import numpy as np
-from mmengine.dataset import BaseDataset
 
 from ..hosts import HOSTS
+from ..messages import fault
 
+Kind = Tuple[str, str]  # package and name of a class
+
+BASE_DATASET = ('mmengine', 'BaseDataset')
 _UNIFORM_SAMPLERS = {
     ('mmengine', 'DefaultSampler'),
     ('mmengine', 'InfiniteSampler'),
@@ -82,7 +85,7 @@ def rebalanced_by(dataset: Any, sampler: Any = None) -> str | None:
         it may re-balance.
     """
     if sampler is not None:
-        kind = _kind(sampler, '__iter__')
+        kind = kind_of(sampler, '__iter__')
         if kind in _CLASS_AWARE:
             return type(sampler).__name__
         if kind not in _UNIFORM_SAMPLERS:
@@ -92,7 +95,7 @@ def rebalanced_by(dataset: Any, sampler: Any = None) -> str | None:
 
 
 def _rebalancing_wrapper(dataset: Any) -> str | None:
-    kind = _kind(dataset, '__getitem__')
+    kind = kind_of(dataset, '__getitem__')
     if kind == _BALANCED:
         if len(set(np.bincount(dataset.repeat_indices))) > 1:
             return _describe(dataset)
@@ -113,7 +116,7 @@ def describe_wrappers(dataset: Any) -> list[str]:
 
 
 def _describe(wrapper: Any) -> str:
-    if _kind(wrapper, '__getitem__') == _SLICED:
+    if kind_of(wrapper, '__getitem__') == _SLICED:
         return f'num_batch_per_epoch(samples={len(wrapper)})'
     name = type(wrapper).__name__
     for option in ('oversample_thr', 'times'):
@@ -129,35 +132,41 @@ def _init(dataset: Any) -> None:
 
 def _inside(dataset: Any) -> list[Any]:
     """The data sets that a wrapper holds; none if it is no wrapper."""
-    if _kind(dataset, '__getitem__') == _SLICED:
+    if kind_of(dataset, '__getitem__') == _SLICED:
         # It passes all other attributes on.
         return [dataset._dataset]
     # A data set of a host may have an attribute of that name of its own.
-    if isinstance(dataset, BaseDataset):
+    if BASE_DATASET in _kinds(dataset):
         return []
     if hasattr(dataset, 'datasets'):
         return list(dataset.datasets)
     return [dataset.dataset] if hasattr(dataset, 'dataset') else []
 
 
-def _kind(instance: Any, method: str) -> tuple[str, str] | None:
-    """Package and name of the class that defines ``method``."""
+def _kinds(instance: Any) -> Iterator[Kind]:
+    """The classes of an object, the most derived one first."""
     for cls in type(instance).__mro__:
+        yield cls.__module__.split('.')[0], cls.__name__
+
+
+def kind_of(instance: Any, method: str) -> Kind | None:
+    """The class that defines ``method``, if any does."""
+    for kind, cls in zip(_kinds(instance), type(instance).__mro__):
         if method in vars(cls):
-            return cls.__module__.split('.')[0], cls.__name__
+            return kind
     return None
 
 
 def _unwrap(
     dataset: Any, draws: np.ndarray
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    kind = _kind(dataset, '__getitem__')
+    kind = kind_of(dataset, '__getitem__')
     if not _inside(dataset):
         yield dataset, draws
     elif kind == _SLICED:
         (inner,) = _inside(dataset)
         size = len(inner)
-        if _kind(inner, '__getitem__') == _REPEAT:
+        if kind_of(inner, '__getitem__') == _REPEAT:
             # The one data set that has samples past its end.
             size = max(size, draws.size)
         first = draws[:size]
@@ -198,7 +207,7 @@ def _sampler_draws(dataset: Any, sampler: Any) -> np.ndarray:
     even = np.ones(len(dataset))
     if sampler is None:
         return even
-    kind = _kind(sampler, '__iter__')
+    kind = kind_of(sampler, '__iter__')
     if kind == ('mmpretrain', 'RepeatAugSampler') and not sampler.shuffle:
         raise _unknown(
             'sampler',
@@ -219,8 +228,11 @@ def _sampler_draws(dataset: Any, sampler: Any) -> np.ndarray:
 def _unknown(what: str, instance: Any, how: str = '') -> ValueError:
     cls = type(instance)
     name = ' '.join(filter(None, (cls.__name__, how)))
-    return ValueError(
-        f'class_counts=auto: expected a {what} whose expected draws are '
-        f'known, got {name} ({cls.__module__}). Fix: give class_counts as '
-        'the list or file of the counts that the model sees with it.'
+    return fault(
+        'class_counts',
+        'auto',
+        f'a {what} whose expected draws are known, got {name} '
+        f'({cls.__module__})',
+        'give class_counts as the list or file of the counts that the model '
+        'sees with it',
     )
