@@ -130,9 +130,21 @@ def read_call(
         row_weight,
         quality,
         factor,
-        loss.training and torch.is_grad_enabled() and logits.numel() > 0,
+        loss.training and torch.is_grad_enabled() and _teaches(logits),
         loss.overwrite_logits,
         loss.engine,
+    )
+
+
+def _teaches(logits: Tensor) -> bool:
+    """Whether statistics can learn of a batch.
+
+    Not of an empty one, nor within a transform of ``torch.func``, such as the
+    inner step of a meta learner: what is computed there may not leave it.
+    """
+    return logits.numel() > 0 and (
+        is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is None
     )
 
 
@@ -315,7 +327,7 @@ def divisor(
     if isinstance(avg_factor, Tensor):
         # DETR-type heads give it in the logits' type, where eps is 0.
         wide = torch.promote_types(avg_factor.dtype, torch.float32)
-        avg_factor = avg_factor.to(wide)
+        avg_factor = avg_factor.to(wide).reshape(())
     if avg_factor is not None:
         # The hosts' own guard: heads without positives may pass 0.
         return avg_factor + _EPS
