@@ -143,8 +143,7 @@ def _teaches(logits: Tensor) -> bool:
     inner step of a meta learner: what is computed there may not leave it.
     """
     return logits.numel() > 0 and (
-        is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is None
+        is_compiling() or torch._C._functorch.peek_interpreter_stack() is None
     )
 
 

@@ -1,14 +1,18 @@
 """Statistics of losses through the real Runner."""
 
-import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS
+from torch import nn
 from torch.testing import assert_close
 
 from lt_losses_mm.hooks import StatisticsHook
+from lt_losses_mm.hooks.statistics import _calls_hooks, _Owner
 from lt_losses_mm.statistics import RunningStatistics
 
 LOSS = dict(type='lt_losses_mm.SigmoidEqualizationLoss', bias_prior=None)
@@ -79,7 +83,9 @@ def test_a_loss_learns_its_classes_and_its_statistics(make_runner, name):
     assert loss.num_classes == 3
     # Ten images, seen once.
     assert loss.statistics.pos_count.tolist() == [6, 3, 1]
-    assert (loss.statistics.pos_grad > 0).all() and (loss.statistics.neg_grad > 0).all()
+    assert (loss.statistics.pos_grad > 0).all() and (
+        loss.statistics.neg_grad > 0
+    ).all()
     assert not loss.statistics.pending.any()
 
 
@@ -120,41 +126,47 @@ def test_a_skipped_step_leaves_no_trace(make, monkeypatch, commits):
 
 def test_steps_that_nobody_counts(make, monkeypatch, commits):
     """torch.compile of torch 2.1 takes the hooks off all optimizers."""
-    monkeypatch.setattr(
-        torch.optim.Optimizer,
-        'profile_hook_step',
-        staticmethod(lambda step: step),
-    )
-    monkeypatch.setattr(torch.optim.SGD, 'step', _bare_step(torch.optim.SGD))
-    # The decorator that calls hooks is put on by the first instance.
-    monkeypatch.setattr(torch.optim.SGD.step, 'hooked', True, raising=False)
+    # The first instance puts around the step what calls the hooks.
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    bare = torch.optim.SGD.step.__wrapped__
+
+    def step(self, *args, **kwargs):
+        return bare(self, *args, **kwargs)
+
+    step.hooked = True
+    monkeypatch.setattr(torch.optim.SGD, 'step', step)
+    assert not _calls_hooks()
     make().train()
     assert [c[2].sum().item() for c in commits] == [5, 5]
 
 
-def test_a_gradient_scaler_that_skips(make, commits):
-    """The real one of PyTorch, on the CPU, with a gradient of inf."""
+@pytest.mark.parametrize('fused', [False, True])
+def test_a_gradient_scaler_that_skips(make, commits, monkeypatch, fused):
+    """The real one of PyTorch, on the CPU, with a gradient of inf.
+
+    A fused optimizer is called all the same, and skips inside its kernel.
+    """
     if not hasattr(torch.amp, 'GradScaler'):
         pytest.skip('this torch scales gradients on CUDA only')
-    runner = make()
+    optimizer = dict(type='SGD', lr=0.1, **(dict(fused=True) if fused else {}))
+    runner = make(optim_wrapper=dict(optimizer=optimizer))
     scaler = torch.amp.GradScaler('cpu', init_scale=2.0**16)
-    batches = []
+    weight, weights = runner.model.head.fc.weight, []
 
     def step(self, **kwargs):
-        batches.append(1)
-        if len(batches) == 1:
+        if not weights:
+            weights.append(weight.detach().clone())
             for p in runner.model.parameters():
                 p.grad.fill_(torch.inf)
         scaler.scale(torch.zeros(()))
         scaler.step(self.optimizer)
         scaler.update()
+        weights.append(weight.detach().clone())
 
-    original = OptimWrapper.step
-    OptimWrapper.step = step
-    try:
-        runner.train()
-    finally:
-        OptimWrapper.step = original
+    monkeypatch.setattr(OptimWrapper, 'step', step)
+    runner.train()
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
     assert [c[2].sum().item() for c in commits] == [5]
 
 
@@ -187,8 +199,160 @@ def test_several_optimizers_commit_together(make_runner, loader, commits):
     assert [c[2].sum().item() for c in commits] == [12, 12]
 
 
-def test_wrappers_of_other_engines_do_not_tell():
-    assert _was_due(object()) is None
+class Adversaries(nn.Module):
+    """A head, beside a discriminator with a loss of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = MODELS.get('PlaneModel')(dict(LOSS), 3).head
+        self.discriminator = MODELS.get('PlaneModel')(dict(LOSS), 2).head
+        for head in (self.generator, self.discriminator):
+            head.loss_module.set_num_classes(head.num_classes)
+
+    def forward(self, x, gt_label, mode='loss'):
+        return dict(
+            generator=self.generator.loss_module(self.generator(x), gt_label),
+            discriminator=self.discriminator.loss_module(
+                self.discriminator(x), gt_label.clamp(max=1)
+            ),
+        )
+
+
+def adversaries(accumulate=1):
+    """A model, and a wrapper for each of its halves."""
+    model = Adversaries()
+    return model, OptimWrapperDict(
+        **{
+            name: OptimWrapper(
+                torch.optim.SGD(half.parameters(), lr=0.1),
+                accumulative_counts=accumulate if name == 'generator' else 1,
+            )
+            for name, half in model.named_children()
+        }
+    )
+
+
+def seen(model):
+    return [
+        int(half.loss_module.statistics.pos_count.sum())
+        for half in model.children()
+    ]
+
+
+@pytest.fixture
+def train_adversaries(make_runner):
+    """Trains with the optimizers that take part in each iteration."""
+
+    def run(schedule, accumulate=1):
+        model, wrappers = adversaries(accumulate)
+        turns, history = iter(schedule), []
+
+        class Alternating(BaseModel):
+            def __init__(self):
+                super().__init__()
+                self.both = model
+
+            def forward(self, x, gt_label, mode='loss', **kwargs):
+                return self.both(x, gt_label)
+
+            def train_step(self, data, optim_wrapper):
+                history.append(seen(self.both))
+                losses = self(**self.data_preprocessor(data))
+                for name in next(turns):
+                    optim_wrapper[name].update_params(losses[name])
+                return {}
+
+        # It trains a copy of the model.
+        runner = make_runner(
+            model=Alternating(),
+            custom_hooks=[QUIET],
+            optim_wrapper=wrappers,
+            train_cfg=dict(by_epoch=False, max_iters=len(schedule)),
+            val_dataloader=False,
+            val_cfg=False,
+            val_evaluator=False,
+        )
+        runner.train()
+        return [*history, seen(runner.model.both)][1:]
+
+    return run
+
+
+def test_each_optimizer_commits_for_its_own_model(train_adversaries):
+    """Five rows an iteration, which both halves see."""
+    both = ('generator', 'discriminator')
+    assert train_adversaries([both] * 2) == [[5, 5], [10, 10]]
+    # What was due and did not come is dropped, as a skipped step is.
+    assert train_adversaries(
+        [('discriminator',), ('discriminator',), both, ('generator',)]
+    ) == [[0, 5], [0, 10], [5, 15], [10, 15]]
+
+
+def test_a_discriminator_does_not_end_the_cycle_of_the_generator(
+    train_adversaries,
+):
+    """The generator accumulates gradients of two iterations."""
+    both = ('generator', 'discriminator')
+    assert train_adversaries([both] * 4, accumulate=2) == [
+        [0, 5],
+        [10, 10],
+        [10, 15],
+        [20, 20],
+    ]
+
+
+def test_steps_of_an_unknown_optimizer_commit_nothing(make, commits):
+    """Of a meta learner, or of another model: the loss's own never steps."""
+    runner = make()
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    other = torch.optim.SGD([weight], lr=0.1)
+
+    class Elsewhere(Hook):
+        priority = 54
+
+        def after_train_iter(self, *args, **kwargs):
+            other.step()
+
+    runner.register_hook(Elsewhere())
+    runner.optim_wrapper = OptimWrapper(
+        torch.optim.SGD(runner.model.parameters(), lr=0.1)
+    )
+    runner.optim_wrapper.step = lambda **kwargs: None
+    runner.train()
+    assert weight.item() < 0.9
+    assert not commits and not loss_of(runner).statistics.sums.any()
+
+
+def test_hooks_are_taken_off_the_optimizer_after_training(make):
+    runner = make()
+    runner.train()
+    assert not runner.optim_wrapper.optimizer._optimizer_step_post_hooks
+
+
+def test_wrappers_of_other_engines_do_not_tell(commits):
+    """Whether a step was due; the optimizer in it tells whether it was."""
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    sums = RunningStatistics(['a'], 2)
+    owner = _Owner([SimpleNamespace(optimizer=optimizer)], [sums])
+    sums.pending += 1
+    owner.commit()
+    assert not commits and sums.pending.any()
+    optimizer.step()
+    owner.commit()
+    assert [c.tolist() for c in commits] == [[[1, 1]]]
+    owner.release()
+    optimizer.step()
+    owner.commit()
+    assert len(commits) == 1
+
+
+def test_without_an_optimizer_each_iteration_is_a_step(commits):
+    owner = _Owner([object()], [RunningStatistics(['a'], 2)])
+    owner.commit()
+    assert len(commits) == 1
 
 
 def test_statistics_are_resumed_exactly(make, tmp_path):

@@ -96,8 +96,12 @@ def test_first_step_of_sigmoid_eql():
     loss = make('sigmoid')
     loss(torch.zeros(6, C), torch.tensor([0, 0, 0, 0, 1, 1]))
     loss.statistics.commit()
-    close(loss.statistics.pos_grad, torch.tensor([2.0, 1.0, 0.0, 0.0]).double())
-    close(loss.statistics.neg_grad, torch.tensor([1.0, 2.0, 3.0, 3.0]).double())
+    close(
+        loss.statistics.pos_grad, torch.tensor([2.0, 1.0, 0.0, 0.0]).double()
+    )
+    close(
+        loss.statistics.neg_grad, torch.tensor([1.0, 2.0, 3.0, 3.0]).double()
+    )
     q, r = loss.weights()
     assert [round(v, 4) for v in q.tolist()] == [1.0, 4.8936, 4.9997, 4.9997]
     assert [round(v, 6) for v in r.tolist()[2:]] == [6.8e-5, 6.8e-5]
@@ -340,8 +344,7 @@ def test_large_logits(name, dtype):
         loss.statistics.commit()
         rows = loss.eval()(logits, labels, reduction_override='none')
         return [
-            value.double()
-            for value in (rows, leaf.grad, loss.statistics.sums)
+            value.double() for value in (rows, leaf.grad, loss.statistics.sums)
         ]
 
     eps = 2 * max(torch.finfo(dtype).eps, 1e-5)

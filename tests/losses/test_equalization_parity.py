@@ -449,7 +449,10 @@ def run(loss, method, batches, mask_seed=None):
         commit_statistics(loss)
         if driven:
             for name in SIDES:
-                close(getattr(loss.statistics, name), float64(getattr(statistics, name)))
+                close(
+                    getattr(loss.statistics, name),
+                    float64(getattr(statistics, name)),
+                )
     if driven:
         # The run went through what it is about: no class is as at the start.
         assert (loss.statistics.pos_count > 0).all()

@@ -135,7 +135,10 @@ def test_checkpoint(tmp_path):
     loss = SeesawSoftmaxLoss()
     loss.load_state_dict(state)
     assert loss.num_classes == C
-    assert loss.statistics.pos_count.tolist() == trained.statistics.pos_count.tolist()
+    assert (
+        loss.statistics.pos_count.tolist()
+        == trained.statistics.pos_count.tolist()
+    )
     assert_close(loss(*batch), trained(*batch))
     with pytest.raises(RuntimeError, match='num_classes=3, expected 4'):
         SeesawSoftmaxLoss(num_classes=3).load_state_dict(state)

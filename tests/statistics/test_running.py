@@ -458,9 +458,7 @@ def test_the_loop_of_the_documentation():
 # --------------------------------------------------------- optimizer steps
 OPTIMIZERS = dict(
     sgd=lambda weights: torch.optim.SGD(weights, lr=0.1),
-    one_by_one=lambda weights: torch.optim.SGD(
-        weights, lr=0.1, foreach=False
-    ),
+    one_by_one=lambda weights: torch.optim.SGD(weights, lr=0.1, foreach=False),
     foreach=lambda weights: torch.optim.AdamW(weights, foreach=True),
     closure=lambda weights: torch.optim.LBFGS(weights, max_iter=1),
 )
@@ -591,13 +589,21 @@ class FoundInf:
 
     __bool__ = __float__ = __int__ = item
 
+class Descent(torch.optim.Optimizer):
+    def __init__(self, weights):
+        super().__init__(weights, {})
+        self.found_inf = FoundInf()
+
+    @torch.no_grad()
+    def step(self):
+        for weight in self.param_groups[0]['params']:
+            weight -= 0.1 * weight.grad
+
 def step(criterion):
     model = torch.nn.Linear(2, 3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    optimizer.found_inf = FoundInf()
+    optimizer = Descent(model.parameters())
     labels = torch.tensor([0, 1, 2, 0])
     criterion(model(torch.zeros(4, 2)), labels).backward()
-    # Unknown to the optimizer, which is not a fused one; seen by hooks.
     optimizer.step()
 
 before = hooks()
