@@ -122,6 +122,17 @@ def read_call(
             factor = loss.loss_weight / max(rows.numel(), 1)
         else:
             factor = loss.loss_weight / divisor(avg_factor, counted)
+    learns = (
+        loss.training
+        and torch.is_grad_enabled()
+        and logits.numel() > 0
+        # What a transform of torch.func computes, such as the inner step of
+        # a meta learner, may not leave it.
+        and (
+            is_compiling()
+            or torch._C._functorch.peek_interpreter_stack() is None
+        )
+    )
     return Batch(
         logits,
         labels,
@@ -130,20 +141,9 @@ def read_call(
         row_weight,
         quality,
         factor,
-        loss.training and torch.is_grad_enabled() and _teaches(logits),
+        learns,
         loss.overwrite_logits,
         loss.engine,
-    )
-
-
-def _teaches(logits: Tensor) -> bool:
-    """Whether statistics can learn of a batch.
-
-    Not of an empty one, nor within a transform of ``torch.func``, such as the
-    inner step of a meta learner: what is computed there may not leave it.
-    """
-    return logits.numel() > 0 and (
-        is_compiling() or torch._C._functorch.peek_interpreter_stack() is None
     )
 
 

@@ -5,6 +5,7 @@ import io
 import pickle
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from lt_losses_mm.statistics import (
     commit_statistics,
     discard_pending,
     reset_statistics,
+    running,
     statistics_modules,
 )
 
@@ -227,6 +229,15 @@ def test_moving_to_another_device():
     sums = Sums()
     sums.to('meta')
     assert sums.sums.device.type == sums.pending.device.type == 'meta'
+
+
+def test_devices_without_float64():
+    """Apple's: to go there in float64 is an error."""
+    sums, mps = mock.MagicMock(), torch.device('mps')
+    found = running._move(sums, mps)
+    sums.float.assert_called_once_with()
+    sums.float().to.assert_called_once_with(mps)
+    assert found is sums.float().to() and not sums.double.called
 
 
 @pytest.mark.parametrize(
