@@ -89,3 +89,28 @@ def test_train_save_resume_test(task, method, root, tmp_path):
     ]
     _, adjusted = run(task, method, root, tmp_path, 2, True, **options)
     assert any(adjusted[name] != plain[name] for name in metrics)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_statistics_go_on_after_a_resume(task, root, tmp_path):
+    """They are committed in each host, and are part of its checkpoints."""
+    key = f'{TASKS[task][1]}.statistics.sums'
+    sums = []
+    for epoch in (1, 2):
+        run(
+            task,
+            'sigmoid-equalization',
+            root,
+            tmp_path,
+            epochs=epoch,
+            resume=epoch == 2,
+        )
+        path = tmp_path / f'epoch_{epoch}.pth'
+        state = torch.load(path, weights_only=False)['state_dict']
+        sums.append(state[key])
+    first, last = sums
+    assert first.shape == (3, 40) and first.dtype == torch.float64
+    assert first.isfinite().all() and (first[1] > 0).all()
+    assert (last >= first).all() and (last[1] > first[1]).all()
+    seen, again = (s[2].sum().item() for s in sums)
+    assert seen > 0 and 1.5 * seen < again < 2.5 * seen
