@@ -121,7 +121,7 @@ def test_rows_that_are_left_out_are_not_observed(
 
 
 def test_statistics_are_blind_to_the_reduction(
-    running_type, form, build, rows, observed
+    running_type, loss_class, build, rows, observed
 ):
     """Neither the divisor nor loss_weight, but weights of rows."""
     logits, labels = rows()
@@ -140,7 +140,7 @@ def test_statistics_are_blind_to_the_reduction(
     twice = build(running_type)
     twice(logits, labels, torch.full((12,), 2.0))
     (sums,) = observed(twice)
-    assert tuple(sums) == form(running_type).statistics
+    assert tuple(sums) == loss_class(running_type).statistics
     for name in set(sums) - {'pos_count'}:
         assert_close(sums[name], 2 * expected[name])
     assert_close(sums['pos_count'], expected['pos_count'])
@@ -151,12 +151,12 @@ def test_statistics_wait_for_the_commit(running_type, build, rows, observed):
     """Two calls between steps see one state, and add up."""
     logits, labels = rows()
     loss = build(running_type)
-    before = {k: v.clone() for k, v in loss.statistics.items()}
+    before = loss.statistics.sums.clone()
     first = loss(logits, labels)
     assert_close(loss(logits, labels), first, rtol=0, atol=0)
-    assert_close(loss.statistics, before, rtol=0, atol=0)
+    assert_close(loss.statistics.sums, before, rtol=0, atol=0)
     (sums,) = observed(loss)
-    loss.commit()
+    loss.statistics.commit()
     for name, statistic in loss.statistics.items():
         assert_close(statistic, before[name] + sums[name])
     (nothing,) = observed(loss)
@@ -374,9 +374,9 @@ def test_nothing_to_learn_from_is_not_observed(
         loss(logits, labels, torch.zeros(n))
         (sums,) = observed(loss)
         assert not any(s.any() for s in sums.values())
-        before = {k: v.clone() for k, v in loss.statistics.items()}
-        loss.commit()
-        assert_close(loss.statistics, before, rtol=0, atol=0)
+        before = loss.statistics.sums.clone()
+        loss.statistics.commit()
+        assert_close(loss.statistics.sums, before, rtol=0, atol=0)
 
 
 def test_eval_mode_computes_the_same(loss_type, build, rows):

@@ -78,26 +78,29 @@ def test_without_imbalance_of_gradients_it_is_the_plain_loss(
     """Before the first step, and where positives prevail in each class."""
     logits, labels = rows(dtype=torch.float64)
     loss = build(gradient_type)
-    loss.reset_statistics()
+    loss.statistics.reset()
     if trained:
-        loss.pos_grad.fill_(20)
-        loss.neg_grad.fill_(2)
+        loss.statistics.pos_grad.fill_(20)
+        loss.statistics.neg_grad.fill_(2)
     assert_close(
         loss(logits, labels), plain(gradient_type, logits, labels).mean()
     )
 
 
-def test_the_rare_class_costs_more(loss_type, form, build, counts):
+def test_the_rare_class_costs_more(loss_type, loss_class, build, counts):
     """With equal logits; the sum over classes shall have a margin, too."""
     for level in (0.0, -4.0):
-        if form(loss_type).type == 'EqualizedQualityFocalLoss' and not level:
+        if (
+            loss_class(loss_type).type == 'EqualizedQualityFocalLoss'
+            and not level
+        ):
             continue  # halfway, |q - p| is the same for both sides
         rows = build(loss_type)(
             torch.full((5, 5), level),
             torch.arange(5),
             reduction_override='none',
         )
-        if form(loss_type).type == 'EqualizationLoss':
+        if loss_class(loss_type).type == 'EqualizationLoss':
             # It knows rare classes and others.
             rare = torch.tensor(counts) < 50
             assert rows[rare].min() > rows[~rare].max()
@@ -212,7 +215,7 @@ def test_autocast_computes_in_fp32(loss_type, build, rows):
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_class_order_and_scale_of_the_counts_are_irrelevant(
-    counting_type, form, cfg, permutation, scale, counts
+    counting_type, loss_class, cfg, permutation, scale, counts
 ):
     if not any(counts):
         counts[0] = 1.0
@@ -229,7 +232,7 @@ def test_class_order_and_scale_of_the_counts_are_irrelevant(
         inverse[labels],
     )
     assert_close(permuted, expected)
-    if form(counting_type).type == 'EqualizationLoss':
+    if loss_class(counting_type).type == 'EqualizationLoss':
         return  # its threshold is a count
     scaled = value([scale * n for n in counts], logits, labels)
     assert_close(scaled, expected, rtol=1e-5, atol=1e-6)
@@ -254,7 +257,7 @@ def test_class_order_and_scale_of_the_statistics_are_irrelevant(
         value = loss(logits, labels)
         for statistic in loss.statistics.values():
             statistic.zero_()
-        loss.commit()
+        loss.statistics.commit()
         return value, loss
 
     expected, loss = observe(counts, logits, labels)
@@ -264,7 +267,7 @@ def test_class_order_and_scale_of_the_statistics_are_irrelevant(
         inverse[labels],
     )
     assert_close(permuted, expected)
-    assert loss.pos_count.any()
+    assert loss.statistics.pos_count.any()
     for name, statistic in loss.statistics.items():
         assert_close(other.statistics[name], statistic[permutation])
     if running_type == 'SeesawSoftmaxLoss':

@@ -12,10 +12,10 @@ from torch.testing import assert_close
 
 @pytest.mark.parametrize('auto', [False, True])
 def test_copies_compute_the_same(
-    loss_type, form, build, rows, tmp_path, auto, counts, midway
+    loss_type, loss_class, build, rows, tmp_path, auto, counts, midway
 ):
     logits, labels = rows()
-    strength = dict(tau=0.7) if form(loss_type).has_tau else {}
+    strength = dict(tau=0.7) if loss_class(loss_type).has_tau else {}
     loss = build(loss_type, **strength)
     if auto:
         loss = build(loss_type, class_counts='auto', **strength)
@@ -46,9 +46,9 @@ def test_copies_take_along_what_they_have_observed(
     ):
         assert_close(observed(clone), expected, rtol=0, atol=0)
         clone(*rows())
-        clone.commit()
+        clone.statistics.commit()
         assert_close(observed(loss), expected, rtol=0, atol=0)
-        assert not clone.pos_count.equal(loss.pos_count)
+        assert not clone.statistics.pos_count.equal(loss.statistics.pos_count)
 
 
 def test_a_copy_remembers_that_it_is_in_a_roi_head(loss_type, build):
@@ -177,7 +177,7 @@ def test_counts_for_plots_win_over_the_checkpoint(running_type, build, counts):
 def test_statistics_of_another_number_of_classes(running_type, build):
     """Strict loading says what is wrong; fine-tuning goes on, as with fc."""
     loss = build(running_type, num_classes=3)
-    before = {k: v.clone() for k, v in loss.statistics.items()}
+    before = loss.statistics.sums.clone()
     state = build(running_type).state_dict()
     with pytest.raises(
         (RuntimeError, ValueError),
@@ -185,7 +185,7 @@ def test_statistics_of_another_number_of_classes(running_type, build):
     ):
         loss.load_state_dict(state)
     load_state_dict(loss, state, strict=False)
-    assert_close(loss.statistics, before, rtol=0, atol=0)
+    assert_close(loss.statistics.sums, before, rtol=0, atol=0)
     # The caller's dict is not ours to change.
     assert state['pos_count'].numel() == 5
 
@@ -211,8 +211,10 @@ def test_a_checkpoint_without_counts_loads(loss_type, build, counts):
     assert loss.class_counts.tolist() == counts
 
 
-def test_counts_and_statistics_are_the_only_state(loss_type, form, build):
-    expected = ['class_counts', *form(loss_type).statistics]
+def test_counts_and_statistics_are_the_only_state(
+    loss_type, loss_class, build
+):
+    expected = ['class_counts', *loss_class(loss_type).statistics]
     loss = build(loss_type)
     assert list(loss.state_dict()) == expected
     assert {k for k, _ in loss.named_buffers()} >= set(expected)
