@@ -75,18 +75,21 @@ def arguments(make: Examples) -> None:
 
 def shapes(make: Examples) -> None:
     """A map is its pixels, in any layout and with integers of any width."""
-    for n, size in itertools.product((1, 4), SIZES):
+    sizes = *SIZES, (1,), (1, 1), (5, 1), (2, 3, 2)
+    for n, size in itertools.product((1, 5), sizes):
         loss, flat = make(), make()
         logits, labels = make_rows(n, size=size)
-        rows = loss(logits, labels, reduction_override='none')
+        weight = torch.rand(labels.shape)
+        rows = loss(logits, labels, weight, reduction_override='none')
         _claim(rows.shape == labels.shape, f'rows of shape {rows.shape}')
         last = logits.movedim(1, -1)
-        pixels = last.reshape(-1, 5), labels.reshape(-1)
+        pixels = last.reshape(-1, 5), labels.flatten(), weight.flatten()
         alone = flat(*pixels, reduction_override='none').view(rows.shape)
         _same(alone, rows, f'{tuple(logits.shape)}, flattened')
         _same(_pending(flat), _pending(loss), 'statistics', rtol=1e-5, atol=0)
         view = last.contiguous().movedim(-1, 1)
-        _same(make()(view, labels.to(torch.uint8)), rows.mean(), 'a view')
+        value = make()(view, labels.to(torch.uint8), weight)
+        _same(value, rows.mean(), 'a view')
 
 
 def reductions(make: Examples) -> None:
@@ -125,9 +128,9 @@ def weights(make: Examples) -> None:
     logits, labels = make_rows()
     logits.requires_grad_()
     element = torch.ones(logits.shape)
-    _refused('weight', lambda: make()(logits, labels, element[0, :3]))
+    _refused(r'shape \(3,\)', lambda: make()(logits, labels, element[0, :3]))
     if not make.cls.use_sigmoid:
-        _refused('weight', lambda: make()(logits, labels, element))
+        _refused('weight of', lambda: make()(logits, labels, element))
         return
     _same(make()(logits, labels, element), make()(logits, labels), 'ones')
     element[:, 2] = 0
@@ -201,9 +204,11 @@ def labels(make: Examples) -> None:
 
 def precision(make: Examples) -> None:
     """Half precision is computed in fp32, and rounded once in the gradient."""
-    for dtype in (torch.float16, torch.bfloat16):
-        logits, index = make_rows(200, dtype=dtype)
-        half, exact = logits.clone(), logits.double()
+    dtypes = torch.float16, torch.bfloat16
+    for dtype, scale in itertools.product(dtypes, (0.3, 10.0)):
+        logits, index = make_rows(200)
+        half = (scale * logits).to(dtype)
+        exact = half.double()
         value = make()(half.requires_grad_(), index)
         truth = make()(exact.requires_grad_(), index)
         _claim(value.dtype == torch.float32, f'a loss of {value.dtype}')
@@ -278,6 +283,7 @@ def learning(make: Examples) -> None:
         read = loss.statistics.sums.clone() + _pending(loss)
         commit_statistics(loss)
         _same(loss.statistics.sums, read, 'what a commit adds')
+        _claim(not _pending(loss).any(), 'a commit leaves sums pending')
         _claim(not loss(*call).equal(first), 'a commit changes nothing')
 
 
@@ -305,7 +311,8 @@ def mistakes(make: Examples) -> None:
         ('use_sigmoid', not make.cls.use_sigmoid),
         ('class_counts', [5, 3, -1]),
     ):
-        _refused(f'{key}=', partial(make, **{key: value}))
+        pattern = rf'{key}=.*{re.escape(str(value))}.*, expected '
+        _refused(pattern, partial(make, **{key: value}))
     _refused('num_classes=5', lambda: make()(logits[:, :3], index))
 
 

@@ -95,9 +95,6 @@ def test_float_index_labels(loss_type, build):
 @pytest.mark.parametrize(
     'key, value, expected',
     [
-        ('loss_weight', None, 'number'),
-        ('reduction', 'average', "'mean'"),
-        ('num_classes', 0, 'int >= 1'),
         ('num_classes', '5', 'int >= 1'),
         ('loss_name', 'balanced', 'loss_'),
         ('count_unit', 'boxes', 'instance'),

@@ -231,7 +231,7 @@ def test_multi_label(
         assert_close(sums['pos_count'], expected)
 
 
-def test_multi_label_base_head(sigmoid_type, loss_class, cfg):
+def test_multi_label_base_head(sigmoid_type, cfg):
     head = MODELS.build(dict(type='MultiLabelClsHead', loss=cfg(sigmoid_type)))
     logits = torch.randn(4, C, requires_grad=True)
     data = [DataSample().set_gt_score(torch.ones(C)) for _ in range(4)]
