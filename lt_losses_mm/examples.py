@@ -73,7 +73,7 @@ def midway(
         if not isinstance(loss, LongTailLoss) or statistics is None:
             continue
         known = itertools.cycle(counts or loss.class_counts.tolist() or COUNTS)
-        found = list(itertools.islice(known, statistics.num_classes))
+        found = list(itertools.islice(known, statistics.sums.size(1)))
         if not found:
             continue
         n = torch.tensor(found, dtype=torch.float64)

@@ -7,8 +7,7 @@ They need neither a test runner nor a host::
 
     check_loss(MyLoss, sharpness=2.0)
 
-What they have to know about the loss, ``example``, ``neutral``, ``smooth``
-and ``plain_form``, stands in its class.
+What is special about a loss (``example``, ...) stands in its class.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from .examples import Examples, make_rows, plain_rows
+from .examples import COUNTS, Examples, make_rows, plain_rows
 from .kernels import ENGINES
 from .losses import LongTailLoss
 from .statistics import commit_statistics
@@ -103,7 +102,7 @@ def reductions(make: Examples) -> None:
         _same(configured, expected, f'reduction={how!r}')
         passed = make(loss_weight=2.0)(*call, reduction_override=how)
         _same(passed, expected, f'reduction_override={how!r}')
-    for seven in (7, 7.0, torch.tensor(7)):
+    for seven in (7, 7.0, torch.tensor([7])):
         value = make()(*call, avg_factor=seven)
         _same(value, rows.sum() / 7, f'avg_factor={seven!r}')
     _claim(make()(*call, avg_factor=0).isfinite(), 'avg_factor=0')
@@ -311,28 +310,23 @@ def mistakes(make: Examples) -> None:
         ('use_sigmoid', not make.cls.use_sigmoid),
         ('class_counts', [5, 3, -1]),
     ):
-        pattern = rf'{key}=.*{re.escape(str(value))}.*, expected '
+        pattern = rf'{key}=.*{re.escape(str(value))}.*expected '
         _refused(pattern, partial(make, **{key: value}))
     _refused('num_classes=5', lambda: make()(logits[:, :3], index))
 
 
-CHECKS: tuple[Callable[[Examples], None], ...] = (
-    arguments,
-    shapes,
-    reductions,
-    weights,
-    ignored_rows,
-    nothing_to_learn_from,
-    background,
-    labels,
-    precision,
-    derivatives,
-    engines,
-    plain_form,
-    inputs,
-    learning,
-    state,
-    mistakes,
+def rare_classes(make: Examples) -> None:
+    """With equal logits the rarest class costs no less than the commonest."""
+    logits, index = torch.full((5, 5), -4.0), torch.arange(5)
+    rows = make()(logits, index, reduction_override='none')
+    _claim(rows[3] >= rows[0], f'{rows.tolist()} for {COUNTS}')
+
+
+# All public functions above, in their order.
+CHECKS: tuple[Callable[[Examples], None], ...] = tuple(
+    found
+    for name, found in list(globals().items())
+    if getattr(found, '__module__', '') == __name__ and name[0] != '_'
 )
 
 

@@ -113,7 +113,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         known = self.class_counts.numel() or self._expected_classes
         if not known and self.statistics is not None:
             # A checkpoint may be the first to tell it.
-            known = self.statistics.num_classes
+            known = self.statistics.sums.size(1)
         if not known:
             raise AttributeError('num_classes is unknown until counts are')
         return known

@@ -315,7 +315,7 @@ def divisor(
     if isinstance(avg_factor, Tensor):
         # DETR-type heads give it in the logits' type, where eps is 0.
         wide = torch.promote_types(avg_factor.dtype, torch.float32)
-        avg_factor = avg_factor.to(wide)
+        avg_factor = avg_factor.to(wide).reshape(())
     if avg_factor is not None:
         # The hosts' own guard: heads without positives may pass 0.
         return avg_factor + _EPS
