@@ -100,12 +100,14 @@ class RunningStatistics(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """C; 0 while it is not known."""
+        """C; no attribute while it is not known: hosts' hooks look for it."""
+        if not self.sums.size(1):
+            raise AttributeError('num_classes is not known yet')
         return self.sums.size(1)
 
     def resize(self, num_classes: int) -> None:
         """Set C; sums of another C are dropped."""
-        if self.num_classes != num_classes:
+        if self.sums.size(1) != num_classes:
             self.sums = self.sums.new_zeros(len(self.names), num_classes)
             self.pending = self.sums.clone()
             self._forget_steps()
@@ -214,8 +216,8 @@ class RunningStatistics(nn.Module):
     ) -> None:
         self.mismatch = None
         loaded = state_dict.get(prefix + 'sums')
-        if loaded is not None and loaded.size(-1) != self.num_classes:
-            if not self.num_classes:
+        if loaded is not None and loaded.size(-1) != self.sums.size(1):
+            if not self.sums.size(1):
                 self.resize(loaded.size(-1))
             else:
                 # Unfilled statistics of a model that was never trained are no
