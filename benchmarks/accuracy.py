@@ -34,6 +34,9 @@ from ledger import ROOT, append, commit, read_ledger, versions
 from rich.console import Console
 from rich.table import Table
 
+sys.path.append(str(ROOT / 'tools'))
+from _configs import fits, losses, read_config
+
 COLUMNS = (
     'task',
     'dataset',
@@ -46,7 +49,7 @@ COLUMNS = (
     'commit',
     'command',
 )
-# A task takes part with the methods that it has a config for.
+# The order of the table; losses that were added later come behind.
 METHODS = (
     'cross_entropy',
     'post_hoc',
@@ -62,6 +65,9 @@ METHODS = (
     'equalized_focal',
     'equalized_quality_focal',
 )
+METHODS += tuple(loss for loss in losses() if loss not in METHODS)
+# The hosts' own losses: of the configs that take another one.
+BASELINES = ('cross_entropy', 'focal', 'quality_focal')
 DEFAULT_METHODS = ('cross_entropy', 'balanced_softmax')
 
 
@@ -222,10 +228,28 @@ class Run(NamedTuple):
             if key != BEST or self.trained == self
         }
 
+    def leaf(self, method: str) -> Path:
+        """Where the config of the task with a method would be."""
+        return ROOT / TASKS[self.task].config.format(method.replace('_', '-'))
+
+    @property
+    def named(self) -> bool:
+        """Whether there is a config for the method."""
+        return self.leaf(self.trained.method).exists()
+
     @property
     def config(self) -> Path:
-        method = self.trained.method.replace('_', '-')
-        return ROOT / TASKS[self.task].config.format(method)
+        """The config of the method, or the recipe that takes its loss."""
+        methods = (self.trained.method, *BASELINES)
+        return next(x for x in map(self.leaf, methods) if x.exists())
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is a config for the method, or its loss fits."""
+        return self.named or (
+            self.trained.method in losses()
+            and fits(read_config(self.config), self.trained.method)
+        )
 
     def folder(self, work_dir: Path) -> Path:
         return work_dir / self.task / self.method / f'seed{self.seed}'
@@ -248,6 +272,8 @@ class Run(NamedTuple):
             start = ['-m', 'mim', what, 'mm-lt-losses', config]
         else:
             start = [f'tools/{what}.py', config]
+        if not self.named:
+            start += ['--loss', self.trained.method]
         if what == 'train':
             seed = f'randomness.seed={self.seed}'
             options = ['--resume', '--cfg-options', seed, *task.options]
@@ -589,7 +615,7 @@ def main() -> None:
         for task in args.tasks
         for seed in args.seeds
         for method in args.methods
-        if Run(task, method, seed).config.exists()
+        if Run(task, method, seed).possible
     ]
     if not args.report_only:
         train(runs, args.work_dir, args.ledger, args.jobs)

@@ -33,7 +33,7 @@ def runs(accuracy):
         accuracy.Run(*key)
         for key in itertools.product(accuracy.TASKS, accuracy.METHODS, SEEDS)
     )
-    return [run for run in every if run.config.exists()]
+    return [run for run in every if run.named]
 
 
 def test_every_run_is_recorded_once(accuracy, runs):

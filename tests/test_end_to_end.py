@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
+from _configs import read_config
 from mmengine.runner import Runner
 
 from lt_losses_mm.datasets import DigitsProfile, prepare_digits
@@ -44,8 +44,8 @@ def root(tmp_path_factory):
 def run(task, method, root, work_dir, epochs, test=False, **options):
     host = TASKS[task][0]
     pytest.importorskip(host)
-    path = next((CONFIGS / task / 'digits').glob(f'*{method}*.py'))
-    cfg = Config.fromfile(path)
+    (path,) = (CONFIGS / task / 'digits').glob('*cross-entropy*.py')
+    cfg = read_config(path, method)
     cfg.work_dir = str(work_dir)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.update(root=str(root), profile=PROFILE)
@@ -60,7 +60,7 @@ def run(task, method, root, work_dir, epochs, test=False, **options):
     return runner, (runner.test() if test else runner.train())
 
 
-@pytest.mark.parametrize('method', ['balanced-softmax', 'balanced-sigmoid'])
+@pytest.mark.parametrize('method', ['balanced_softmax', 'balanced_sigmoid'])
 @pytest.mark.parametrize('task', TASKS)
 def test_train_save_resume_test(task, method, root, tmp_path):
     _, loss, metrics = TASKS[task]

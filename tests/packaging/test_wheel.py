@@ -240,7 +240,7 @@ BENCHMARKS = {
         'model.backbone.init_cfg=None',
     ),
     'ade20k': (
-        'fcn_r50-d8_4xb4-160k-balanced-softmax_ade20k-512x512.py',
+        'fcn_r50-d8_4xb4-160k-cross-entropy_ade20k-512x512.py',
         'train_cfg.max_iters=2',
         'default_hooks.checkpoint.interval=2',
         'train_dataloader.dataset.pipeline.2.scale=(256,64)',
@@ -259,14 +259,18 @@ def test_mim_train_and_test_of_a_benchmark(installed, tmp_path, benchmark):
     mim = (installed, '-m', 'mim')
     make = ('run', 'mm-lt-losses', 'make_double', benchmark, 'data')
     run(*mim, *make, cwd=tmp_path)
+    # A recipe takes another loss.
+    loss = ['--loss=balanced_softmax'] * ('cross-entropy' in name)
     options = (
-        *('--work-dir=work', '--cfg-options', *changes),
+        *('--work-dir=work', *loss, '--cfg-options', *changes),
         *('val_cfg=None', 'val_dataloader=None', 'val_evaluator=None'),
         *('train_dataloader.batch_size=2', 'train_dataloader.num_workers=0'),
         *('train_dataloader.persistent_workers=False',),
     )
     run(*mim, 'train', 'mm-lt-losses', name, *options, cwd=tmp_path)
     (checkpoint,) = (tmp_path / 'work').glob('*_[12].pth')
+    # What was trained is on record.
+    assert "type='lt_losses_mm." in (tmp_path / 'work' / name).read_text()
     run(
         *(*mim, 'test', 'mm-lt-losses', name),
         *(f'--checkpoint={checkpoint}', *options),
