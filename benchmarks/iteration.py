@@ -30,16 +30,6 @@ from lt_losses_mm.losses import LongTailLoss
 
 BASELINE = 'cross_entropy'
 CLASSES = 40  # of the embedded benchmark
-METHODS = (
-    'balanced_softmax',
-    'balanced_sigmoid',
-    'softmax_equalization',
-    'sigmoid_equalization',
-    'equalization',
-    'equalization_softmax',
-    'equalized_focal',
-    'seesaw',
-)
 
 
 def build(path: Path, folder: str):
@@ -67,11 +57,11 @@ def build(path: Path, folder: str):
 def measure(task: str, runs: int, ledger: Path) -> None:
     """Append the rows of a task."""
     pattern = TASKS[task].config
+    before, after = map(len, pattern.split('{}'))
     paths = {
-        method: ROOT / pattern.format(method.replace('_', '-'))
-        for method in (BASELINE, *METHODS)
+        str(path.relative_to(ROOT))[before:-after].replace('-', '_'): path
+        for path in sorted(ROOT.glob(pattern.format('*')))
     }
-    paths = {k: path for k, path in paths.items() if path.exists()}
     with tempfile.TemporaryDirectory() as folder:
         built = {k: build(path, folder) for k, path in paths.items()}
 

@@ -127,7 +127,7 @@ def fits(recipe: Config, loss: str, root: Path = CONFIGS) -> bool:
         return new.items() <= dict(own).items()
     built = MODELS.build(new)
     try:
-        built.set_num_classes(head.num_classes)
+        built.set_num_classes(head.num_classes, 'recipe')
     except ValueError:  # It has the counts of another data set.
         return False
     # The target of such a head is a label with a quality.
