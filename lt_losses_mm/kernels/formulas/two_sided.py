@@ -33,7 +33,7 @@ from .labels import (
 class Sides(NamedTuple):
     """A loss of two sides, as functions of logits and column parameters.
 
-    Attributes:
+    Args:
         positive (callable): P(z, *parameters), or, if it ``reads_quality``,
             P(z, *parameters, quality).
         negative (callable): N(z, *parameters), monotone in z, with limit 0
