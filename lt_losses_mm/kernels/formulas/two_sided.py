@@ -34,10 +34,10 @@ class Sides(NamedTuple):
     """A loss of two sides, as functions of logits and column parameters.
 
     Args:
-        positive (callable): P(z, *parameters), or, if it ``reads_quality``,
-            P(z, *parameters, quality).
-        negative (callable): N(z, *parameters), monotone in z, with limit 0
-            at minus infinity.
+        positive (callable): P, as ``P(z, *parameters)``, or, if it
+            ``reads_quality``, ``P(z, *parameters, quality)``.
+        negative (callable): N, as ``N(z, *parameters)``, monotone in z, with
+            limit 0 at minus infinity.
         positive_slope (callable): P'(z), called as P.
         negative_slope (callable): N'(z) >= 0, called as N.
         neutral (tuple of float): Column parameters with which it is plain
