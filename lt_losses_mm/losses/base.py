@@ -245,3 +245,6 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             f'loss_weight={self.loss_weight}, '
             f'reduction={self.reduction!r}'
         )
+
+
+check.describe_arguments(LongTailLoss)
