@@ -10,9 +10,9 @@ Three things, each because MMEngine offers no entry point for it:
 2. ``Config._get_cfg_path`` gives ``lt_losses_mm::...`` no scope. MMEngine
    would look up every type of such a base, the hosts' among them, in this
    package; our own types have its name in front of them.
-3. ``Runner.register_hooks`` adds :class:`~lt_losses_mm.hooks.ClassPriorHook`
-   and :class:`~lt_losses_mm.hooks.StatisticsHook` to each runner that has
-   none, so that no loss needs a further line in a config. See
+3. ``Runner.register_hooks`` adds each hook of ``lt_losses_mm.hooks.ATTACHED``
+   to a runner that has none, so that no loss needs a further line in a
+   config. See
    ``docs/decisions/0002-hook-attaches-itself``.
 """
 
@@ -52,10 +52,10 @@ def _with_hooks(register_hooks):
 
     @functools.wraps(register_hooks)
     def wrapper(self, *args, **kwargs):
-        from .hooks import ClassPriorHook, StatisticsHook
+        from .hooks import ATTACHED
 
         register_hooks(self, *args, **kwargs)
-        for hook in (ClassPriorHook, StatisticsHook):
+        for hook in ATTACHED:
             if not any(isinstance(known, hook) for known in self.hooks):
                 self.register_hook(hook())
 

@@ -210,7 +210,9 @@ def test_names(names):
         'EqualizedQualityFocalLoss',
     } <= set(names['MODELS'])
     assert {
-        'ClassPriorHook',
+        'ClassCountsHook',
+        'LVISRepairHook',
+        'LossSetupHook',
         'PostHocLogitAdjustmentHook',
         'StatisticsHook',
     } <= set(names['HOOKS'])

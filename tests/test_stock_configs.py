@@ -18,11 +18,12 @@ from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
+from torch.utils.data import DataLoader
 
 import lt_losses_mm
 from lt_losses_mm import commit_statistics
-from lt_losses_mm.hooks import class_prior
-from lt_losses_mm.losses import GradientDrivenLoss
+from lt_losses_mm.hooks import LossSetupHook
+from lt_losses_mm.statistics import GradientStatistics
 
 slow = pytest.mark.slow
 
@@ -584,9 +585,12 @@ def test_one_line_change(host, name, tmp_path, monkeypatch):
         registry = importlib.import_module(f'{host}.registry')
         model = revert_sync_batchnorm(registry.MODELS.build(cfg.model))
         # What a Runner does before training.
-        runner = Namespace(model=model, logger=logging.getLogger('test'))
-        class_prior._check_heads(runner)
-        class_prior._set_initial_bias(runner)
+        runner = Namespace(
+            model=model,
+            logger=logging.getLogger('test'),
+            _train_loop=Namespace(dataloader=DataLoader([0])),
+        )
+        LossSetupHook().before_run(runner)
         model.init_weights()
         losses = [
             m
@@ -614,9 +618,9 @@ def test_one_line_change(host, name, tmp_path, monkeypatch):
 
         commit_statistics(model)
         for loss in losses:
-            if isinstance(loss, GradientDrivenLoss):
-                assert loss.neg_grad.max() > 0
-                assert loss.ratio.isfinite().any()
+            if isinstance(loss.statistics, GradientStatistics):
+                assert loss.statistics.neg_grad.max() > 0
+                assert loss.statistics.ratio.isfinite().any()
 
         model.eval()
         with torch.no_grad():

@@ -17,16 +17,15 @@ from mmengine.config import DictAction
 from mmengine.registry import DATA_SAMPLERS, DATASETS, init_default_scope
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import ConcatDataset, Subset
 
 from lt_losses_mm.priors import (
     BENCHMARKS,
     UNITS,
     ClassCounts,
     count_dataset,
-    expected_draws,
     frequency_groups,
     load_class_counts,
+    natural_counts,
     rebalanced_by,
 )
 
@@ -124,14 +123,8 @@ def from_config(
         )
     counts = count_dataset(dataset, sampler=sampler, unit=args.unit)
     # The groups describe the data, not how they are sampled.
-    natural = ConcatDataset(
-        [
-            Subset(leaf, np.flatnonzero(draws))
-            for leaf, draws in expected_draws(dataset, sampler)
-        ]
-    )
-    by_image = count_dataset(
-        natural, num_classes=counts.num_classes, unit='image'
+    by_image = natural_counts(
+        dataset, num_classes=counts.num_classes, unit='image'
     )
     facts = {
         'samples an epoch': f'{len(dataset):,}',

@@ -1,8 +1,19 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """MMEngine hooks."""
 
-from .class_prior import ClassPriorHook
+from .class_counts import ClassCountsHook
+from .loss_setup import LossSetupHook
+from .lvis_repair import LVISRepairHook
 from .post_hoc import PostHocLogitAdjustmentHook
 from .statistics import StatisticsHook
 
-__all__ = ['ClassPriorHook', 'PostHocLogitAdjustmentHook', 'StatisticsHook']
+# Those that attach themselves to each runner.
+ATTACHED = (ClassCountsHook, LossSetupHook, LVISRepairHook, StatisticsHook)
+
+__all__ = [
+    'ClassCountsHook',
+    'LVISRepairHook',
+    'LossSetupHook',
+    'PostHocLogitAdjustmentHook',
+    'StatisticsHook',
+]

@@ -4,22 +4,21 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Iterator
+import math
+from typing import Any, Callable
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
+from ..hosts import HOSTS, Host, classifiers, is_any
 from ..losses import LongTailLoss
-from ..losses.arguments import number
+from ..messages import describe, fault
 from ..priors import ClassCounts, load_class_counts
 from ..priors.shift import Background, sigmoid_shift, softmax_shift
 from ..registry import HOOKS
-from .class_prior import counts_of_training_data
-
-# Heads whose forward gives probabilities, masks or boxes in place of logits.
-_UNFIT = {'TOODHead', 'SOLOHead', 'SOLOV2Head', 'YOLOV3Head', 'YOLACTHead'}
+from .training_data import counts_of_training_data
 
 
 @HOOKS.register_module()
@@ -45,6 +44,8 @@ class PostHocLogitAdjustmentHook(Hook):
         background (str | float): ``'keep_odds'`` or the prior of background.
     """
 
+    _owner = 'PostHocLogitAdjustmentHook'
+
     def __init__(
         self,
         tau: float = 1.0,
@@ -52,13 +53,21 @@ class PostHocLogitAdjustmentHook(Hook):
         count_unit: str | None = None,
         background: Background = 'keep_odds',
     ) -> None:
-        self.tau = number('PostHocLogitAdjustmentHook', 'tau', tau, low=0)
+        if (
+            isinstance(tau, bool)
+            or not isinstance(tau, (int, float))
+            or not 0 <= tau < math.inf
+        ):
+            raise fault('tau', tau, 'a finite number >= 0', owner=self._owner)
+        self.tau = float(tau)
         if background != 'keep_odds' and not (
             isinstance(background, float) and 0 < background < 1
         ):
-            raise ValueError(
-                f'PostHocLogitAdjustmentHook: background={background!r}, '
-                "expected 'keep_odds' or a float in (0, 1)"
+            raise fault(
+                'background',
+                background,
+                "'keep_odds' or a float in (0, 1)",
+                owner=self._owner,
             )
         self.background = background
         self.count_unit = count_unit
@@ -83,19 +92,21 @@ class PostHocLogitAdjustmentHook(Hook):
         self._restore()
         if self._counts is None:
             self._counts = counts_of_training_data(runner, self.count_unit)
-        classifiers = list(_classifiers(runner.model))
-        if not classifiers:
+        found = list(classifiers(runner.model))
+        if not found:
+            known = ' or '.join(f'{h.loss} ({h.name})' for h in HOSTS)
             raise RuntimeError(
-                'PostHocLogitAdjustmentHook: no classification head found in '
-                f'{type(runner.model).__name__}; it knows heads with '
-                'loss_cls (mmdet), loss_module (mmpretrain) or loss_decode '
-                '(mmseg)'
+                describe(
+                    'model',
+                    type(runner.model).__name__,
+                    f'a classification head, one with {known}',
+                    owner=self._owner,
+                )
             )
         corrected = [
             name
             for name, loss in runner.model.named_modules()
-            if isinstance(loss, LongTailLoss)
-            and (1 if loss.tau is None else loss.tau) > 0
+            if isinstance(loss, LongTailLoss) and loss.tau != 0
         ]
         if corrected:
             runner.logger.warning(
@@ -104,19 +115,17 @@ class PostHocLogitAdjustmentHook(Hook):
                 'for the prior. Post-hoc adjustment is for models trained '
                 'without it.'
             )
-        for name, module, method in classifiers:
-            unfit = _UNFIT & {cls.__name__ for cls in type(module).__mro__}
-            if unfit:
-                raise ValueError(
-                    f'PostHocLogitAdjustmentHook: {type(module).__name__} '
-                    f'({name}) does not give the logits of its classes first '
-                    'and is not supported; expected a RoI, dense or '
-                    'DETR-type head that does'
+        for name, module, host in found:
+            if is_any(module, host.no_logits):
+                raise fault(
+                    name,
+                    type(module).__name__,
+                    'a RoI, dense or DETR-type head that gives the logits of '
+                    'its classes first',
+                    owner=self._owner,
                 )
-            setattr(
-                module, method, self._adjusted(module, getattr(module, method))
-            )
-            self._undo.append(functools.partial(delattr, module, method))
+            setattr(module, host.method, self._adjusted(module, host))
+            self._undo.append(functools.partial(delattr, module, host.method))
             runner.logger.info(
                 f'post-hoc logit adjustment of {name}: tau={self.tau}'
             )
@@ -125,35 +134,41 @@ class PostHocLogitAdjustmentHook(Hook):
         while self._undo:
             self._undo.pop()()
 
-    def _adjusted(self, head: nn.Module, forward: Callable) -> Callable:
+    def _adjusted(self, head: nn.Module, host: Host) -> Callable:
+        forward = getattr(head, host.method)
 
         @functools.wraps(forward)
         def wrapper(*args, **kwargs):
             out = forward(*args, **kwargs)
-            # A head of mmpretrain gives logits alone, and may give several.
-            if isinstance(out, tuple) and not hasattr(head, 'loss_module'):
-                return (self._subtract(head, out[0]), *out[1:])
-            return self._subtract(head, out)
+            if isinstance(out, tuple) and not host.several_logits:
+                return (self._subtract(head, host, out[0]), *out[1:])
+            return self._subtract(head, host, out)
 
         return wrapper
 
-    def _subtract(self, head: nn.Module, logits: Any) -> Any:
+    def _subtract(self, head: nn.Module, host: Host, logits: Any) -> Any:
         if isinstance(logits, (list, tuple)):
-            return type(logits)(self._subtract(head, x) for x in logits)
+            return type(logits)(self._subtract(head, host, x) for x in logits)
         assert self._counts is not None
         counts = torch.tensor(self._counts.counts, device=logits.device)
         num_classes = counts.numel()
-        dim, columns = _class_dim(head, logits)
+        dim, columns = host.class_dim(head, logits)
+        # BBoxHead has C + 1 columns and a softmax over them whatever
+        # loss.use_sigmoid says, so this is asked of C columns only.
+        loss = getattr(head, host.loss, None)
         shift = (
             sigmoid_shift(counts, self.background)
-            if columns == num_classes and _uses_sigmoid(head)
+            if columns == num_classes and getattr(loss, 'use_sigmoid', False)
             else softmax_shift(counts, columns, self.background)
         )
         if shift.numel() != columns:
-            raise ValueError(
-                f'PostHocLogitAdjustmentHook: {type(head).__name__} gives '
-                f'{columns} logit columns, class_counts are {num_classes}; '
-                'expected as many, or one more for background'
+            raise fault(
+                'class_counts',
+                self._counts.counts.tolist(),
+                f'as many as the {columns} logit columns of '
+                f'{type(head).__name__}, or one less where it has background, '
+                f'got {num_classes}',
+                owner=self._owner,
             )
         shift = self.tau * shift.to(logits.dtype)
         if dim == logits.dim() - 1:
@@ -161,37 +176,3 @@ class PostHocLogitAdjustmentHook(Hook):
         # Anchor-based maps are (N, A * K, H, W), anchors outermost.
         shift = shift.repeat(logits.size(dim) // columns)
         return logits - shift.view(-1, *([1] * (logits.dim() - dim - 1)))
-
-
-def _classifiers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Modules that classify, without proposal networks, and their method."""
-    for name, module in model.named_modules():
-        if hasattr(module, 'encode_decode'):
-            # The heads of a segmentor may feed each other (OCRNet,
-            # PointRend), so that only what it returns may be adjusted.
-            head = module.decode_head
-            head = head[-1] if isinstance(head, nn.ModuleList) else head
-            if hasattr(head, 'loss_decode'):
-                yield name or type(module).__name__, module, 'encode_decode'
-        elif 'rpn' not in name and any(
-            isinstance(getattr(module, attr, None), nn.Module)
-            for attr in ('loss_cls', 'loss_module')
-        ):
-            yield name, module, 'forward'
-
-
-def _uses_sigmoid(head: nn.Module) -> bool:
-    # BBoxHead has C + 1 columns and a softmax over them whatever
-    # loss.use_sigmoid says, so this is asked of C columns only.
-    loss = getattr(head, 'loss_cls', getattr(head, 'loss_module', None))
-    return bool(getattr(loss, 'use_sigmoid', False))
-
-
-def _class_dim(head: Any, logits: Tensor) -> tuple[int, int]:
-    """Dimension of the classes, and number of columns of one set of them."""
-    if hasattr(head, 'prior_generator'):
-        # Dense heads: maps (N, A * K, H, W)
-        return 1, head.cls_out_channels
-    if hasattr(head, 'encode_decode'):
-        return 1, logits.size(1)
-    return logits.dim() - 1, logits.size(-1)

@@ -285,7 +285,7 @@ def _owners(
     optimizers = [_optimizer(wrapper) for wrapper in wrappers]
     found: dict[int, list[RunningStatistics]] = {}
     for name, statistics in known:
-        while name and not any(modules[name].parameters()):
+        while name and next(modules[name].parameters(), None) is None:
             name = name.rpartition('.')[0]
         around = {id(p) for p in modules[name].parameters()}
         # The only optimizer owns all there is.

@@ -134,7 +134,8 @@ class Engine(Protocol):
             call (Call): That of the forward pass.
             logits (Tensor): Likewise.
             state: From :class:`Answer`.
-            upstream (Tensor): Gradient of the losses of rows, contiguous.
+            upstream (Tensor): Gradient of the losses of rows, contiguous, or
+                a scalar where it is the same for all.
             gradient (Tensor): Where to write it; may be the logits
                 themselves.
             kept (bool): Whether it holds what forward has left.

@@ -159,6 +159,7 @@ class _Run:
     calls: list[tuple[Call, slice | None]]
     definition: Callable[[Tensor], Tensor]
     shape: torch.Size
+    plain: bool  # a matrix as engines know it
     last: bool  # maps of which each pixel's classes are neighbours
     overwrite: bool
     row_weight: Tensor | None
@@ -175,12 +176,14 @@ def _run(
     logits, row_weight, factor = batch.logits, batch.row_weight, batch.factor
     shape, dim = batch.labels.shape, logits.dim()
     _check_shapes(parts, batch, quality)
-    for value in (row_weight, factor):
-        if factor is not None and getattr(value, 'requires_grad', False):
-            # Its gradient is for autograd to find.
-            plain = replace(batch, factor=None)
-            rows, found = _run(parts, plain, sums, quality)
-            return reduce_rows(rows, row_weight, factor), found
+    if factor is not None and (
+        (row_weight is not None and row_weight.requires_grad)
+        or (isinstance(factor, Tensor) and factor.requires_grad)
+    ):
+        # Theirs is for autograd to find.
+        plain = replace(batch, factor=None)
+        rows, found = _run(parts, plain, sums, quality)
+        return reduce_rows(rows, row_weight, factor), found
     engine = choose(batch, parts[0].formula)
     if engine is None:
         return _by_definition(parts, batch, sums, quality)
@@ -214,6 +217,7 @@ def _run(
         calls,
         definition,
         shape,
+        dim == 2 and logits.is_contiguous(),
         last,
         batch.overwrite,
         row_weight,
@@ -342,7 +346,9 @@ class _Rows(torch.autograd.Function):
         # The others for autograd to notice if they are changed.
         ctx.save_for_backward(logits, *run.watched)
         ctx.run = run
-        engine, z = run.engine, _ordered(logits, run.last)
+        engine, z = run.engine, logits
+        if not run.plain:
+            z = _ordered(logits, run.last)
         if ctx.needs_input_grad[0] and not run.overwrite:
             if engine.keeps(run.calls[0][0], z):
                 run.kept = z.new_empty(z.shape)
@@ -358,7 +364,8 @@ class _Rows(torch.autograd.Function):
                 run.sums = sums
             total = rows if total is None else total + rows
         assert total is not None
-        total = total.view(run.shape)
+        if not run.plain:
+            total = total.view(run.shape)
         if run.factor is None:
             return total
         return reduce_rows(total, run.row_weight, run.factor)
@@ -372,13 +379,14 @@ class _Rows(torch.autograd.Function):
             )
             return gradient, None
         if run.factor is not None:
-            # That of each row, as autograd would have it.
-            upstream = (upstream * run.factor).expand(run.shape)
+            upstream = upstream * run.factor
             if run.row_weight is not None:
                 upstream = upstream * run.row_weight.to(upstream.dtype)
-        if len(run.shape) > 1:
-            upstream = _flat(upstream, run.last)
-        upstream, z = upstream.contiguous(), _ordered(logits, run.last)
+        if upstream.dim():
+            if len(run.shape) > 1:
+                upstream = _flat(upstream, run.last)
+            upstream = upstream.contiguous()
+        z = logits if run.plain else _ordered(logits, run.last)
         # A second backward pass through the same graph finds nothing kept.
         gradient, run.kept = run.kept, None
         kept = gradient is not None
@@ -396,4 +404,4 @@ class _Rows(torch.autograd.Function):
         if run.last:
             n, k, h, w = logits.shape
             return gradient.view(n, h, w, k).permute(0, 3, 1, 2), None
-        return gradient.view(logits.shape), None
+        return gradient if run.plain else gradient.view(logits.shape), None

@@ -1,7 +1,7 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """Class counts: from a list, a file, a benchmark's name or a data set."""
 
-from .auto import count_dataset
+from .auto import count_dataset, natural_counts
 from .counts import (
     BENCHMARKS,
     UNITS,
@@ -21,5 +21,6 @@ __all__ = [
     'frequency_groups',
     'frequency_thirds',
     'load_class_counts',
+    'natural_counts',
     'rebalanced_by',
 ]

@@ -8,6 +8,7 @@ from typing import Any, Collection, Iterator
 import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.dist import broadcast_object_list, is_main_process
+from torch.utils.data import ConcatDataset, Subset
 
 from .counts import ClassCounts, check_num_classes, check_unit, fault
 from .draws import describe_wrappers, expected_draws
@@ -84,6 +85,36 @@ def count_dataset(
     if answer[1] is not None:
         raise RuntimeError(f'the main process failed with {answer[1]}')
     return answer[0]
+
+
+def natural_counts(
+    dataset: Any, *, num_classes: int | None = None, unit: str | None = None
+) -> ClassCounts:
+    """Class counts of the samples that an epoch draws, each of them once.
+
+    The distribution of the data themselves, whatever wrappers and samplers
+    make of it: frequency groups are formed from it. A sample counts once
+    though its data set is repeated, or is wrapped several times.
+
+    Args:
+        dataset: As in :func:`count_dataset`.
+        num_classes: As in :func:`count_dataset`.
+        unit: As in :func:`count_dataset`.
+
+    Raises:
+        ValueError: As in :func:`count_dataset`.
+    """
+    drawn: dict[int, tuple[Any, np.ndarray]] = {}
+    for leaf, draws in expected_draws(dataset):
+        _, before = drawn.get(id(leaf), (leaf, False))
+        drawn[id(leaf)] = leaf, before | (draws > 0)
+    parts = [
+        Subset(leaf, np.flatnonzero(seen).tolist())
+        for leaf, seen in drawn.values()
+    ]
+    return count_dataset(
+        ConcatDataset(parts), unit=unit, num_classes=num_classes
+    )
 
 
 def _count(

@@ -14,25 +14,28 @@ from typing import Any, Iterator
 import numpy as np
 from mmengine.dataset import BaseDataset
 
+from ..hosts import HOSTS
+
 _UNIFORM_SAMPLERS = {
     ('mmengine', 'DefaultSampler'),
     ('mmengine', 'InfiniteSampler'),
-    ('mmpretrain', 'SequentialSampler'),
-    ('mmpretrain', 'RepeatAugSampler'),
     ('torch', 'DistributedSampler'),
     ('torch', 'RandomSampler'),
     ('torch', 'SequentialSampler'),
+    *((host.name, name) for host in HOSTS for name in host.even_samplers),
 }
-_CLASS_AWARE = ('mmdet', 'ClassAwareSampler')
+_CLASS_AWARE = {
+    (host.name, name) for host in HOSTS for name in host.class_samplers
+}
 _CONCAT = {('mmengine', 'ConcatDataset'), ('torch', 'ConcatDataset')}
 _REPEAT = ('mmengine', 'RepeatDataset')
 _BALANCED = ('mmengine', 'ClassBalancedDataset')
 _SUBSET = ('torch', 'Subset')
-_MIX = {('mmdet', 'MultiImageMixDataset'), ('mmseg', 'MultiImageMixDataset')}
-_K_FOLD = ('mmpretrain', 'KFoldDataset')
+_MIX = {(host.name, name) for host in HOSTS for name in host.mixing_wrappers}
+_K_FOLD = {(host.name, name) for host in HOSTS for name in host.fold_wrappers}
 # What Runner builds of ``num_batch_per_epoch``: the first samples alone.
 _SLICED = ('mmengine', '_SlicedDataset')
-_WRAPPERS = {*_CONCAT, *_MIX, _REPEAT, _BALANCED, _SUBSET, _K_FOLD, _SLICED}
+_WRAPPERS = {*_CONCAT, *_MIX, _REPEAT, _BALANCED, _SUBSET, *_K_FOLD, _SLICED}
 
 
 def expected_draws(
@@ -80,7 +83,7 @@ def rebalanced_by(dataset: Any, sampler: Any = None) -> str | None:
     """
     if sampler is not None:
         kind = _kind(sampler, '__iter__')
-        if kind == _CLASS_AWARE:
+        if kind in _CLASS_AWARE:
             return type(sampler).__name__
         if kind not in _UNIFORM_SAMPLERS:
             return f'{type(sampler).__name__} (unknown, it may re-balance)'
@@ -172,7 +175,7 @@ def _unwrap(
             dataset,
             'with a sampler or outer wrapper that draws unevenly',
         )
-    elif kind in _MIX or kind == _K_FOLD:
+    elif kind in _MIX or kind in _K_FOLD:
         yield from _unwrap(dataset.dataset, draws)
     elif kind in (_REPEAT, _BALANCED, _SUBSET):
         size = len(dataset.dataset)
@@ -204,7 +207,7 @@ def _sampler_draws(dataset: Any, sampler: Any) -> np.ndarray:
         )
     if kind in _UNIFORM_SAMPLERS:
         return even
-    if kind != _CLASS_AWARE:
+    if kind not in _CLASS_AWARE:
         raise _unknown('sampler', sampler)
     draws = np.zeros(len(dataset))
     for label in sampler.valid_cat_inds:

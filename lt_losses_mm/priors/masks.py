@@ -18,6 +18,8 @@ import torch
 from mmengine.logging import print_log
 from mmengine.utils import ProgressBar
 
+from ..hosts import HOSTS
+
 
 def pixel_table(
     dataset: Any, index: np.ndarray, num_classes: int, progress: bool = True
@@ -102,10 +104,11 @@ def _loader(dataset: Any) -> Callable[[dict], dict]:
         name = type(transform).__name__
         if name.startswith('Load') and 'Annotation' in name:
             return transform
-    hosts = {cls.__module__.split('.')[0] for cls in type(dataset).__mro__}
-    if 'mmseg' in hosts:
-        transforms = importlib.import_module('mmseg.datasets.transforms')
-        return transforms.LoadAnnotations()
+    packages = {cls.__module__.split('.')[0] for cls in type(dataset).__mro__}
+    for host in HOSTS:
+        if host.name in packages and host.mask_loader is not None:
+            module, name = host.mask_loader
+            return getattr(importlib.import_module(module), name)()
     raise ValueError(
         'class_counts=auto: expected LoadAnnotations in the pipeline of '
         f'{type(dataset).__name__}, got none. Fix: add it, or give '

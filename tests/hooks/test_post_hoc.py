@@ -428,7 +428,7 @@ def test_in_validation_but_not_in_training(make_runner, counts):
 def test_without_training_data(make_runner):
     alone = dict(train_dataloader=False, train_cfg=False, optim_wrapper=False)
     runner = make_runner(PLAIN, custom_hooks=[HOOK], **alone)
-    with pytest.raises(RuntimeError, match="'auto' needs the training data"):
+    with pytest.raises(RuntimeError, match='auto.*expected training data'):
         runner.val()
     make_runner(
         PLAIN, custom_hooks=[dict(HOOK, class_counts=[6, 3, 1])], **alone
@@ -439,13 +439,13 @@ def test_counts_of_another_number_of_classes(make_runner):
     runner = make_runner(
         PLAIN, custom_hooks=[dict(HOOK, class_counts=[6, 3, 1, 1, 1])]
     )
-    with pytest.raises(ValueError, match='3 logit columns.*are 5'):
+    with pytest.raises(ValueError, match=r'=\[6.*3 logit columns.*got 5'):
         runner.val()
 
 
 def test_a_model_without_a_classifier():
     runner = Namespace(model=nn.Linear(2, 2), logger=logging.getLogger('test'))
-    with pytest.raises(RuntimeError, match='no classification head.*Linear'):
+    with pytest.raises(RuntimeError, match="='Linear'.*classification head"):
         PostHocLogitAdjustmentHook(class_counts=COUNTS).before_test(runner)
 
 

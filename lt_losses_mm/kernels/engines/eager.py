@@ -140,6 +140,8 @@ class EagerSoftmax:
         gradient: Tensor,
         kept: bool,
     ) -> None:
+        if not upstream.dim():
+            upstream = upstream.expand(call.labels.shape)
         with torch.autocast(logits.device.type, enabled=False):
             for part, rows in _parts(logits):
                 at = _at_rows(state.at, rows)
@@ -251,6 +253,8 @@ class EagerSigmoid:
         gradient: Tensor,
         kept: bool,
     ) -> None:
+        if not upstream.dim():
+            upstream = upstream.expand(call.labels.shape)
         with torch.autocast(logits.device.type, enabled=False):
             for part, rows in _parts(logits):
                 at = _at_rows(state.at, rows)

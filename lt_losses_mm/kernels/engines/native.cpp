@@ -44,7 +44,7 @@ struct Problem {
   const float* quality;         // rows, target at the label in place of 1
   const float* weight;          // rows, for the column sums
   const float* element_weight;  // as the logits, contiguous
-  const float* upstream;        // rows, gradient of their losses
+  const float* upstream;        // gradient of the losses of rows, or of all
   float* rows;                  // loss of each row
   float* top;                   // softmax: largest shifted logit of each row,
   float* total;                 // sum of exp(shifted - top),
@@ -59,6 +59,7 @@ struct Problem {
   int64_t ignore, spared;           // labels of rows left out, of rows that
                                     // are not weighted or lose no column
   int64_t formula, type, threads;
+  int64_t upstream_step;  // 1, or 0 where one value serves all rows
   int64_t kept;  // backward: whether the gradient holds what forward left in
                  // it, slopes (sigmoids) or exponentials (softmax)
   float p, q, log_eps;  // Seesaw
@@ -254,6 +255,10 @@ constexpr int64_t ROWS = 64;       // of a block of a matrix
 constexpr int64_t TILE = 2048;     // columns of a block of a wide matrix
 constexpr int64_t WIDE = 1 << 16;  // columns of which threads share columns
 constexpr int64_t PIXELS = 256;    // of a block of a map
+
+inline float upstream_of(const Problem& p, int64_t i) {
+  return p.upstream[i * p.upstream_step];
+}
 
 inline bool has_label(const Problem& p, int64_t label) {
   return label != p.ignore && label >= 0 && label < p.columns;
@@ -574,7 +579,7 @@ void softmax_backward_matrix(const Problem& p) {
     const T* z = static_cast<const T*>(p.logits) + i * p.stride;
     T* g = static_cast<T*>(p.gradient) + i * p.gradient_stride;
     int64_t label = p.labels[i];
-    float upstream = p.upstream[i];
+    float upstream = upstream_of(p, i);
     if (!has_label(p, label) || upstream == 0) {
       memset(static_cast<void*>(g), 0, sizeof(T) * p.columns);
       return;
@@ -769,8 +774,8 @@ void softmax_backward_maps(const Problem& p) {
     float factor[PIXELS], own[PIXELS];
     for (int64_t b = 0; b < size; ++b) {
       int64_t label = p.labels[at + b];
-      bool counts = has_label(p, label) && p.upstream[at + b] != 0;
-      factor[b] = counts ? p.upstream[at + b] / p.total[at + b] : 0.f;
+      bool counts = has_label(p, label) && upstream_of(p, at + b) != 0;
+      factor[b] = counts ? upstream_of(p, at + b) / p.total[at + b] : 0.f;
       if (counts)
         own[b] = factor[b] * fast_exp(x(load(z[label * p.pixels + b]),
                                         p.first[label], b, label) -
@@ -791,7 +796,7 @@ void softmax_backward_maps(const Problem& p) {
       if (factor[b] != 0) {
         int64_t label = p.labels[at + b];
         store(g + label * p.pixels + b,
-              (own[b] - p.upstream[at + b]) * scale_of<F>(p.second, label));
+              (own[b] - upstream_of(p, at + b)) * scale_of<F>(p.second, label));
       }
   });
 }
@@ -898,7 +903,7 @@ void sigmoid_backward_matrix(const Problem& p) {
   over_rows(p, [&](int64_t i) {
     const T* z = static_cast<const T*>(p.logits) + i * p.stride;
     T* g = static_cast<T*>(p.gradient) + i * p.gradient_stride;
-    float upstream = p.upstream[i];
+    float upstream = upstream_of(p, i);
     if (p.labels[i] == p.ignore || upstream == 0) {
       memset(static_cast<void*>(g), 0, sizeof(T) * p.columns);
       return;
@@ -982,7 +987,7 @@ void sigmoid_backward_maps(const Problem& p) {
     int32_t spared[PIXELS];
     for (int64_t b = 0; b < size; ++b) {
       int64_t label = p.labels[at + b];
-      upstream[b] = label == p.ignore ? 0.f : p.upstream[at + b];
+      upstream[b] = label == p.ignore ? 0.f : upstream_of(p, at + b);
       spared[b] = p.spared >= 0 && label == p.spared;
     }
     for (int64_t c = 0; c < p.columns; ++c) {

@@ -67,7 +67,7 @@ class _Problem(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 'images columns pixels stride gradient_stride ignore spared '
-                'formula type threads kept'
+                'formula type threads upstream_step kept'
             ).split()
         ],
         ('p', ctypes.c_float),
@@ -232,14 +232,16 @@ class _Native:
     def forward(
         self, call: Call, logits: Tensor, room: Tensor | None
     ) -> Answer:
-        labels, formula = call.labels.contiguous(), call.formula
+        formula, labels = call.formula, call.labels
+        if not labels.is_contiguous():
+            labels = labels.contiguous()
+        problem = _Problem()
         # Every address is of a tensor that the state keeps alive.
         keep: list[Any] = [labels, formula]
-        problem = _Problem()
-        problem.logits = logits.data_ptr()
-        problem.labels = labels.data_ptr()
-        problem.images, problem.columns = logits.shape[:2]
-        problem.pixels = logits.size(2) if logits.dim() == 3 else 1
+        problem.logits, problem.labels = logits.data_ptr(), labels.data_ptr()
+        size = logits.shape
+        problem.images, problem.columns = size[0], size[1]
+        problem.pixels = size[2] if len(size) == 3 else 1
         problem.stride = logits.stride(0)
         problem.ignore, problem.spared = call.ignore_index, -1
         problem.type = _TYPES[logits.dtype]
@@ -254,35 +256,38 @@ class _Native:
                 *formula.parameters
             )
             if formula.spare_background:
-                problem.spared = problem.columns
+                problem.spared = size[1]
             if call.quality is not None:
-                columns.append(_float(call.quality))
-                problem.quality = columns[-1].data_ptr()
+                keep.append(_float(call.quality))
+                problem.quality = keep[-1].data_ptr()
         else:
             state = torch.empty((5, *labels.shape))
             columns = _softmax_columns(problem, formula)
-        for name, value in zip(('first', 'second', 'third'), columns):
-            setattr(problem, name, value.data_ptr())
-        address, size = state.data_ptr(), 4 * state.stride(0)
-        for i, name in enumerate(('rows', 'own', 'top', 'total', 'lse')):
-            if i < state.size(0):
-                setattr(problem, name, address + i * size)
-        keep += [state, *columns]
-        for name in ('weight', 'element_weight'):
-            value = getattr(call, name)
-            if value is not None:
-                keep.append(_float(value.detach()))
-                setattr(problem, name, keep[-1].data_ptr())
+        rows, own, *more = state.unbind()
+        problem.rows, problem.own = rows.data_ptr(), own.data_ptr()
+        if more:
+            problem.top, problem.total, problem.lse = map(_address, more)
+        problem.first = columns[0].data_ptr()
+        if len(columns) > 1:
+            problem.second = columns[1].data_ptr()
+        if len(columns) > 2:
+            problem.third = columns[2].data_ptr()
+        if call.weight is not None:
+            keep.append(_float(call.weight.detach()))
+            problem.weight = keep[-1].data_ptr()
+        if call.element_weight is not None:
+            keep.append(_float(call.element_weight.detach()))
+            problem.element_weight = keep[-1].data_ptr()
         sums = None
         if call.with_sums:
-            sums = torch.zeros((3, problem.columns), dtype=torch.float64)
-            address, size = sums.data_ptr(), 8 * problem.columns
-            problem.positive, problem.sums = address, address + size
-            problem.counts = address + 2 * size
+            sums = torch.zeros((3, size[1]), dtype=torch.float64)
+            address = sums.data_ptr()
+            problem.positive, problem.sums = address, address + 8 * size[1]
+            problem.counts = address + 16 * size[1]
         load().lt_losses_run(ctypes.byref(problem), 1)
         if sums is not None and isinstance(formula, SoftmaxFormula):
             sums = scaled(sums, formula.scale)
-        return Answer(state[0], sums, _State(problem, keep))
+        return Answer(rows, sums, _State(problem, (state, columns, keep)))
 
     def backward(
         self,
@@ -300,6 +305,7 @@ class _Native:
         problem.gradient = gradient.data_ptr()
         problem.gradient_stride = gradient.stride(0)
         problem.upstream = upstream.data_ptr()
+        problem.upstream_step = upstream.dim() > 0
         problem.rows = problem.positive = problem.sums = problem.counts = None
         problem.threads = torch.get_num_threads()
         load().lt_losses_run(ctypes.byref(problem), 0)
@@ -308,8 +314,13 @@ class _Native:
 NATIVE = _Native()
 
 
+_address = Tensor.data_ptr
+
+
 def _float(values: Tensor) -> Tensor:
-    return values.to(torch.float32).contiguous()
+    if values.dtype != torch.float32:
+        values = values.float()
+    return values if values.is_contiguous() else values.contiguous()
 
 
 def _softmax_columns(

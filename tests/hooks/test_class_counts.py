@@ -7,17 +7,18 @@ import torch
 from mmengine.runner import Runner
 
 from lt_losses_mm import integration
-from lt_losses_mm.hooks import ClassPriorHook
+from lt_losses_mm.hooks import (
+    ATTACHED,
+    ClassCountsHook,
+    LossSetupHook,
+    training_data,
+)
 from lt_losses_mm.losses import BalancedSoftmaxLoss
 
 AUTO = dict(type='lt_losses_mm.BalancedSoftmaxLoss')
 FIXED = dict(AUTO, class_counts=[6, 3, 1])
-EQL = dict(type='lt_losses_mm.EqualizationLoss', use_sigmoid=False)
+EQL = dict(type='lt_losses_mm.EqualizationSoftmaxLoss')
 BALANCED = dict(type='ClassBalancedDataset', oversample_thr=0.9)
-
-
-def prior_hooks(runner):
-    return [h for h in runner.hooks if isinstance(h, ClassPriorHook)]
 
 
 def counts_of(runner):
@@ -28,10 +29,18 @@ def messages(log, what):
     return [r.getMessage() for r in log[0] if what in r.getMessage()]
 
 
-@pytest.mark.parametrize('name', ['lt_losses_mm.ClassPriorHook', None])
-def test_each_runner_has_one(make_runner, name):
-    hooks = dict(custom_hooks=[dict(type=name)]) if name else {}
-    assert len(prior_hooks(make_runner(**hooks))) == 1
+@pytest.mark.parametrize('named', [None, *ATTACHED])
+def test_each_runner_has_one_of_each(make_runner, named):
+    hooks = (
+        dict(custom_hooks=[dict(type=f'lt_losses_mm.{named.__name__}')])
+        if named
+        else {}
+    )
+    runner = make_runner(**hooks)
+    kinds = [type(hook) for hook in runner.hooks]
+    assert [kinds.count(hook) for hook in ATTACHED] == [1] * len(ATTACHED)
+    # Counts first: heads are compared with them.
+    assert kinds.index(LossSetupHook) == kinds.index(ClassCountsHook) + 1
 
 
 def test_installing_again_changes_nothing():
@@ -226,7 +235,7 @@ def test_a_run_that_only_validates_counts_nothing(make_runner):
 
 
 def test_the_data_are_not_counted_without_need(make_runner, monkeypatch):
-    monkeypatch.setattr('lt_losses_mm.hooks.class_prior.count_dataset', None)
+    monkeypatch.setattr(training_data, 'count_dataset', None)
     make_runner(FIXED).train()
 
 
@@ -245,8 +254,8 @@ def test_counts_must_be_those_of_the_head(make_runner, given):
     runner = make_runner(dict(AUTO, class_counts=given))
     with pytest.raises(
         ValueError,
-        match=f'head.loss_module.*of {len(given)} classes.*'
-        'num_classes=3 of PlaneHead',
+        match=r'head.loss_module: class_counts=\[6.*'
+        f'num_classes=3 of PlaneHead, not {len(given)} classes',
     ):
         runner.train()
 
@@ -279,7 +288,7 @@ def test_metrics_without_the_data_use_the_checkpoint(make_runner, log):
         AUTO, train_dataloader=False, train_cfg=False, optim_wrapper=False
     )
     runner.model.head.loss_module.set_class_counts([60, 30, 10])
-    counts = ClassPriorHook()._natural_counts(runner, None)
+    counts = ClassCountsHook()._natural_counts(runner, None)
     assert counts.counts.tolist() == [60, 30, 10]
     assert any('in the checkpoint' in r.getMessage() for r in log[0])
 
@@ -292,7 +301,7 @@ def test_groups_are_those_of_the_samples_that_are_drawn(make_runner, loader):
         (balanced, [5, 0, 0]),
     ):
         runner = make_runner(AUTO, train=train)
-        counts = ClassPriorHook()._natural_counts(runner, None)
+        counts = ClassCountsHook()._natural_counts(runner, None)
         assert counts.counts.tolist() == expected
 
 
@@ -304,6 +313,6 @@ def test_other_failures_are_not_taken_for_missing_data(
 
     runner = make_runner(AUTO)
     runner.train()
-    monkeypatch.setattr('lt_losses_mm.hooks.class_prior.count_dataset', fail)
+    monkeypatch.setattr(training_data, 'natural_counts', fail)
     with pytest.raises(RuntimeError, match='main process'):
-        ClassPriorHook()._natural_counts(runner, None)
+        ClassCountsHook()._natural_counts(runner, None)

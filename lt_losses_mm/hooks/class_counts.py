@@ -1,0 +1,128 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Fills class counts that a config leaves to the training data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..hosts import HOSTS
+from ..losses import LongTailLoss
+from ..metrics.base import FrequencyMetric
+from ..priors import ClassCounts
+from ..registry import HOOKS
+from .training_data import NoTrainingDataError, counts_of_training_data
+
+
+@HOOKS.register_module()
+class ClassCountsHook(Hook):
+    """Fills ``class_counts='auto'`` of losses and metrics.
+
+    Importing the package adds it to every ``Runner``; a config need not name
+    it. Before training it counts the data set as the model will see it
+    (:func:`~lt_losses_mm.priors.count_dataset`). In runs that only test,
+    losses have their counts from the checkpoint. Metrics, whose groups are
+    those of the data set itself, count it
+    (:func:`~lt_losses_mm.priors.natural_counts`), or, on a machine without
+    it, take what the checkpoint holds and say so.
+    """
+
+    # Before EMAHook (NORMAL) copies the model, so that both copies have
+    # buffers of one size.
+    priority = 'VERY_HIGH'
+
+    def before_run(self, runner: Runner) -> None:
+        """Fill before hooks that copy the model."""
+        self._counts: dict[str | None, ClassCounts] = {}
+        if is_training(runner):
+            self._fill_losses(runner)
+
+    def before_train(self, runner: Runner) -> None:
+        """Fill again: a checkpoint may have brought another data set's."""
+        self._fill_losses(runner)
+        self._fill_metrics(runner, runner._val_loop)
+
+    def before_val(self, runner: Runner) -> None:
+        self._fill_metrics(runner, runner._val_loop)
+
+    def before_test(self, runner: Runner) -> None:
+        self._fill_metrics(runner, runner._test_loop)
+
+    def _fill_losses(self, runner: Runner) -> None:
+        for name, loss in losses(runner):
+            if not loss.auto_counts:
+                continue
+            unit = loss.count_unit
+            if unit not in self._counts:
+                self._counts[unit] = counts_of_training_data(runner, unit)
+            counts, before = self._counts[unit], loss.class_counts
+            loss.set_class_counts(counts)
+            if before.numel() == 0:
+                runner.logger.info(
+                    f"{name}: class_counts='auto' filled from {counts.source} "
+                    f'({counts.num_classes} classes, unit {counts.unit}, '
+                    f'{counts.counts.min():g} to {counts.counts.max():g})'
+                )
+                empty = int((counts.counts == 0).sum())
+                if empty:
+                    runner.logger.warning(
+                        f'{name}: {empty} of {counts.num_classes} classes '
+                        'have no training sample; they are treated as being '
+                        'as rare as the rarest class that has one'
+                    )
+            elif not before.equal(loss.class_counts):
+                runner.logger.info(
+                    f'{name}: class counts of the checkpoint replaced by '
+                    'those of the training data'
+                )
+
+    def _fill_metrics(self, runner: Runner, loop: Any) -> None:
+        if loop is None or isinstance(loop, dict):
+            return
+        for metric in loop.evaluator.metrics:
+            if isinstance(metric, FrequencyMetric) and isinstance(
+                metric.class_counts, str
+            ):
+                metric.set_class_counts(
+                    self._natural_counts(runner, metric.count_unit)
+                )
+
+    def _natural_counts(self, runner: Runner, unit: str | None) -> ClassCounts:
+        try:
+            return counts_of_training_data(runner, unit, as_drawn=False)
+        except NoTrainingDataError as error:
+            # A machine that only tests: the checkpoint knows what was drawn.
+            scope = runner.cfg.get('default_scope', '')
+            usual = {h.name: h.count_unit for h in HOSTS}.get(scope, 'image')
+            unit = unit or usual
+            for name, loss in losses(runner):
+                known = loss.class_counts.numel()
+                if known and unit == (loss.count_unit or usual):
+                    runner.logger.warning(
+                        f'{error} Metrics take their groups from the class '
+                        f'counts of {name} in the checkpoint, which are those '
+                        'of the training data as they were sampled.'
+                    )
+                    return ClassCounts(
+                        loss.class_counts.double().cpu().numpy(),
+                        unit,
+                        source=f'{name} in the checkpoint',
+                    )
+            raise
+
+
+def is_training(runner: Runner) -> bool:
+    """Whether the run trains, rather than validates or tests alone."""
+    loop = runner._train_loop
+    return loop is not None and not isinstance(loop, dict)
+
+
+def losses(runner: Runner) -> list[tuple[str, LongTailLoss]]:
+    """All losses of ours in the model, with their names."""
+    return [
+        (name, module)
+        for name, module in runner.model.named_modules()
+        if isinstance(module, LongTailLoss)
+    ]

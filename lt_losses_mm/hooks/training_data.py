@@ -1,0 +1,93 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""The training data of a runner, and their class counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from ..hosts import heads
+from ..messages import describe
+from ..priors import ClassCounts, count_dataset, natural_counts, rebalanced_by
+
+
+class NoTrainingDataError(RuntimeError):
+    """The run has no training data that could be counted."""
+
+
+def counts_of_training_data(
+    runner: Runner,
+    unit: str | None = None,
+    as_drawn: bool = True,
+) -> ClassCounts:
+    """Class counts of the runner's training data.
+
+    Args:
+        runner (Runner): Its ``train_dataloader`` may be built or a config.
+        unit (str, optional): ``'image'``, ``'instance'`` or ``'pixel'``.
+        as_drawn (bool): Whether to count what the model sees in an epoch
+            (priors), or each sample that it sees once (groups by training
+            frequency).
+
+    Raises:
+        NoTrainingDataError: There is no training data to count.
+    """
+    loader = _train_dataloader(runner)
+    num_classes = _num_classes(runner, loader.dataset)
+    if as_drawn:
+        return count_dataset(
+            loader.dataset,
+            sampler=_sampler(loader),
+            unit=unit,
+            num_classes=num_classes,
+        )
+    return natural_counts(loader.dataset, unit=unit, num_classes=num_classes)
+
+
+def balanced_by(runner: Runner) -> str | None:
+    """What balances the runner's training data, if anything does."""
+    loader = _train_dataloader(runner)
+    return rebalanced_by(loader.dataset, _sampler(loader))
+
+
+def _num_classes(runner: Runner, dataset: Any) -> int | None:
+    metainfo = getattr(dataset, 'metainfo', None) or {}
+    if metainfo.get('classes'):
+        return None
+    # Lists of files (ImageNet-LT, ...) carry no class names; the heads know.
+    sizes = {
+        getattr(head, 'num_classes', None) for head in heads(runner.model)
+    }
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _train_dataloader(runner: Runner) -> DataLoader:
+    # Runner.train_dataloader builds the whole train loop.
+    loop = runner._train_loop
+    if loop is not None and not isinstance(loop, dict):
+        return loop.dataloader
+    loader = runner._train_dataloader
+    if loader is None:
+        raise _no_data('this config has no train_dataloader')
+    try:
+        return runner.build_dataloader(loader)
+    except OSError as error:
+        raise _no_data(f'they cannot be read ({error})') from error
+
+
+def _no_data(reason: str) -> NoTrainingDataError:
+    return NoTrainingDataError(
+        describe(
+            'class_counts',
+            'auto',
+            f'training data to count, but {reason}',
+            'give class_counts as a list, a file or the name of a benchmark',
+        )
+    )
+
+
+def _sampler(loader: DataLoader) -> Any:
+    # A batch sampler (by aspect ratio, say) wraps the sampler that draws.
+    return getattr(loader.batch_sampler, 'sampler', loader.sampler)
