@@ -61,6 +61,8 @@ def softmax_rows(
         None.
     """
     labels, ignore_index = batch.labels, batch.ignore_index
+    if not labels.is_floating_point():
+        labels = labels.long()  # engines read addresses
     num_classes = formula.width
     if batch.logits.size(1) != num_classes + 2:
         return _run([_Part(formula, labels)], batch, sums)
@@ -101,11 +103,14 @@ def sigmoid_rows(
         tuple[Tensor, Tensor]: As :func:`softmax_rows`.
     """
     labels, quality = batch.labels, batch.quality
-    if formula.sides.reads_quality and not labels.is_floating_point():
-        if quality is None:
-            quality = torch.ones_like(labels, dtype=torch.float32)
-        columns = batch.logits.size(1)
-        labels = where_of_quality(labels, quality, columns, batch.ignore_index)
+    if not labels.is_floating_point():
+        labels = labels.long()  # as above
+        if formula.sides.reads_quality:
+            if quality is None:
+                quality = torch.ones_like(labels, dtype=torch.float32)
+            labels = where_of_quality(
+                labels, quality, batch.logits.size(1), batch.ignore_index
+            )
     return _run([_Part(formula, labels)], batch, sums, quality)
 
 
@@ -204,8 +209,8 @@ def _run(
         return _by_definition(parts, again, False, quality)[0]
 
     watched = [batch.labels]
-    for values in (batch.element_weight, row_weight):
-        if values is not None:
+    for values in (batch.element_weight, row_weight, quality, factor):
+        if isinstance(values, Tensor):
             watched.append(values)
     run = _Run(
         engine,
@@ -338,7 +343,7 @@ def _may_be_overwritten(logits: Tensor, z: Tensor) -> bool:
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, run: _Run) -> Tensor:
-        # Labels and weights for autograd to notice if they are changed.
+        # The others for autograd to notice if they are changed.
         ctx.save_for_backward(logits, *run.watched)
         ctx.run = run
         engine, z = run.engine, logits

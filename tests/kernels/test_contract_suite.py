@@ -1,6 +1,6 @@
-"""The contract suite holds on every path; CI's default run takes the native.
+"""The contract suite holds on every engine; CI's default run takes the native.
 
-A process is set to a path from its start, as a user would do it.
+A process is set to an engine from its start, as a user would do it.
 """
 
 import os
@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', ['eager', 'functional'])
-def test_contract_suite(path):
-    environment = dict(os.environ, LT_LOSSES_PATH=path)
+@pytest.mark.parametrize('engine', ['eager', 'reference'])
+def test_contract_suite(engine):
+    environment = dict(os.environ, LT_LOSSES_ENGINE=engine)
     for name in [k for k in environment if k.startswith('PYTEST_')]:
         del environment[name]
     done = subprocess.run(
