@@ -12,7 +12,6 @@ import sys
 
 import pytest
 
-import lt_losses_mm
 import lt_losses_mm.registry as ours
 from lt_losses_mm.losses import LOSSES, LongTailLoss
 

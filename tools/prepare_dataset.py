@@ -33,10 +33,10 @@ from typing import (
 )
 
 import numpy as np
+from _doubles import MARKER
 
 from lt_losses_mm.cache import in_one_step
 from lt_losses_mm.datasets import CIFAR10LT, CIFAR100LT
-from lt_losses_mm.datasets.doubles import MARKER
 from lt_losses_mm.priors import load_class_counts
 from lt_losses_mm.priors.counts import parse_annotations
 

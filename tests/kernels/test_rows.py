@@ -171,7 +171,8 @@ def test_weights_of_elements_that_want_a_gradient(
     )
     rows(made, batch)[0].sum().backward()
     close(
-        weight.grad, made.loss(logits, labels, batch.ignore_index, batch.quality)
+        weight.grad,
+        made.loss(logits, labels, batch.ignore_index, batch.quality),
     )
 
 
@@ -326,7 +327,10 @@ def beside(softmax, logits, labels, **fields):
     apart, expected = softmax_rows(made, alone, sums=True)
     is_background = (labels == K).long().masked_fill(labels == 255, 255)
     apart = apart + F.cross_entropy(
-        logits[:, K:].float(), is_background, reduction='none', ignore_index=255
+        logits[:, K:].float(),
+        is_background,
+        reduction='none',
+        ignore_index=255,
     )
     return together, apart, sums, expected
 

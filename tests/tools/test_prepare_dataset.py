@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _doubles import MARKER, make_double
 
-from lt_losses_mm.datasets import make_double
-from lt_losses_mm.datasets.doubles import MARKER
 from lt_losses_mm.priors import ClassCounts, load_class_counts
 from lt_losses_mm.registry import DATASETS
 

@@ -161,9 +161,7 @@ def test_vmap(took, engine, formula, batch_of, rows):
     z = logits.requires_grad_()
     torch.testing.assert_close(
         torch.func.vmap(gradient)(logits.detach()),
-        torch.autograd.grad(
-            torch.stack([losses(x) for x in z]).sum(), z
-        )[0],
+        torch.autograd.grad(torch.stack([losses(x) for x in z]).sum(), z)[0],
     )
 
 

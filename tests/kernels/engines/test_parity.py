@@ -209,9 +209,7 @@ def test_element_weights_of_maps(fast, sigmoid, make, compute, agree):
 @pytest.mark.parametrize('size', ['matrix', 'map'])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('scale', [1e2, 1e4])
-def test_large_logits(
-    fast, formula, size, dtype, scale, make, compute, agree
-):
+def test_large_logits(fast, formula, size, dtype, scale, make, compute, agree):
     logits, labels = make(SIZES[size], dtype, scale=scale)
     expected = compute('reference', formula, logits, labels)
     found = compute(fast, formula, logits, labels)
@@ -385,9 +383,7 @@ def test_what_is_never_left_out(engine, size, make, compute):
     assert (losses[~background] == 0).all()
     assert (gradient[~background] == 0).all()
     assert (gradient[background] != 0).all()
-    plain = F.cross_entropy(
-        logits, labels, reduction='none', ignore_index=255
-    )
+    plain = F.cross_entropy(logits, labels, reduction='none', ignore_index=255)
     torch.testing.assert_close(losses[background], plain[background])
 
 

@@ -9,11 +9,10 @@ import pickle
 
 import numpy as np
 import pytest
+from _doubles import DOUBLES, MARKER, make_double
 from mmengine.dataset import ClassBalancedDataset
 from mmengine.registry import init_default_scope
 
-from lt_losses_mm.datasets import DOUBLES, make_double
-from lt_losses_mm.datasets.doubles import MARKER
 from lt_losses_mm.priors import (
     count_dataset,
     frequency_groups,

@@ -39,10 +39,9 @@ from typing import Any, Callable
 import numpy as np
 
 from lt_losses_mm.cache import in_one_step
+from lt_losses_mm.datasets import CIFAR10LT, CIFAR100LT
 from lt_losses_mm.messages import describe, fault
 from lt_losses_mm.priors import load_class_counts
-
-from .cifar_lt import CIFAR10LT, CIFAR100LT
 
 # Raised whenever the same arguments no longer give the same files.
 FORMAT = 2
