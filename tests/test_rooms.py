@@ -18,6 +18,8 @@ FLOORS = (
     {'functional', 'priors'},
     {'statistics'},
     {'losses'},
+    {'examples'},
+    {'testing'},
     {'registry'},
     {'datasets', 'metrics', 'models', 'optim'},
     {'hooks'},
