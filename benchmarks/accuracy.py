@@ -10,6 +10,7 @@ alone.
     python benchmarks/accuracy.py --seeds 0 1 2
     python benchmarks/accuracy.py --seeds 0 1 2 --report-only \
         --ledger benchmarks/accuracy.csv
+    python benchmarks/accuracy.py --write-pages
     python benchmarks/accuracy.py --tasks cifar100_lt \
         --methods cross_entropy post_hoc balanced_softmax
 """
@@ -28,11 +29,14 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Mapping, NamedTuple
+from typing import Collection, Mapping, NamedTuple
 
 from ledger import ROOT, append, commit, read_ledger, versions
 from rich.console import Console
 from rich.table import Table
+
+sys.path.append(str(ROOT / 'tools'))
+from _configs import fits, losses, read_config
 
 COLUMNS = (
     'task',
@@ -46,7 +50,7 @@ COLUMNS = (
     'commit',
     'command',
 )
-# A task takes part with the methods that it has a config for.
+# The order of the table; losses that were added later come behind.
 METHODS = (
     'cross_entropy',
     'post_hoc',
@@ -62,6 +66,9 @@ METHODS = (
     'equalized_focal',
     'equalized_quality_focal',
 )
+METHODS += tuple(loss for loss in losses() if loss not in METHODS)
+# The hosts' own losses: of the configs that take another one.
+BASELINES = ('cross_entropy', 'focal', 'quality_focal')
 DEFAULT_METHODS = ('cross_entropy', 'balanced_softmax')
 
 
@@ -196,6 +203,24 @@ TASKS = dict(
 EMBEDDED = [name for name, task in TASKS.items() if not task.by_mim]
 
 
+class Page(NamedTuple):
+    """A page with a table from the committed ledger, between two marks."""
+
+    path: str
+    marker: str
+    tasks: Collection[str]
+    methods: Collection[str]
+
+
+PAGES = (
+    Page('README.md', 'digits-table', EMBEDDED, DEFAULT_METHODS),
+    Page('docs/digits.md', 'digits-table', EMBEDDED, METHODS),
+    Page(
+        'docs/cifar100_lt.md', 'cifar-table', TASKS.keys() - EMBEDDED, METHODS
+    ),
+)
+
+
 class Run(NamedTuple):
     """One training, or for ``post_hoc`` a test of the one with CE."""
 
@@ -222,10 +247,28 @@ class Run(NamedTuple):
             if key != BEST or self.trained == self
         }
 
+    def leaf(self, method: str) -> Path:
+        """Where the config of the task with a method would be."""
+        return ROOT / TASKS[self.task].config.format(method.replace('_', '-'))
+
+    @property
+    def named(self) -> bool:
+        """Whether there is a config for the method."""
+        return self.leaf(self.trained.method).exists()
+
     @property
     def config(self) -> Path:
-        method = self.trained.method.replace('_', '-')
-        return ROOT / TASKS[self.task].config.format(method)
+        """The config of the method, or the recipe that takes its loss."""
+        methods = (self.trained.method, *BASELINES)
+        return next(x for x in map(self.leaf, methods) if x.exists())
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is a config for the method, or its loss fits."""
+        return self.named or (
+            self.trained.method in losses()
+            and fits(read_config(self.config), self.trained.method)
+        )
 
     def folder(self, work_dir: Path) -> Path:
         return work_dir / self.task / self.method / f'seed{self.seed}'
@@ -248,6 +291,8 @@ class Run(NamedTuple):
             start = ['-m', 'mim', what, 'mm-lt-losses', config]
         else:
             start = [f'tools/{what}.py', config]
+        if not self.named:
+            start += ['--loss', self.trained.method]
         if what == 'train':
             seed = f'randomness.seed={self.seed}'
             options = ['--resume', '--cfg-options', seed, *task.options]
@@ -473,13 +518,28 @@ class Results:
         return max(map(len, self.values.values()))
 
 
-def print_table(results: Results, markdown: bool = False) -> None:
+def filled(page: Page) -> str:
+    """The text of a page, with the table that the committed ledger gives."""
+    rows = [
+        row
+        for row in read_ledger(ROOT / 'benchmarks' / 'accuracy.csv')
+        if row['task'] in page.tasks and row['method'] in page.methods
+    ]
+    runs = [Run(r['task'], r['method'], int(r['seed'])) for r in rows]
+    header, *body = Results(rows, runs).table()
+    table = ''.join(
+        f'| {" | ".join(row)} |\n'
+        for row in [header, ['---'] * len(header), *body]
+    )
+    text = (ROOT / page.path).read_text('utf-8')
+    begin, end = f'<!-- {page.marker} -->\n', f'<!-- /{page.marker} -->'
+    before, rest = text.split(begin)
+    return before + begin + table + end + rest.split(end)[1]
+
+
+def print_table(results: Results) -> None:
     """Print mean ± sd over seeds, in percent."""
     header, *rows = results.table()
-    if markdown:
-        for row in [header, ['---'] * len(header), *rows]:
-            print('| ' + ' | '.join(row) + ' |')
-        return
     table = Table(
         title=f'{results.datasets()}, {results.seeds()} seed(s), percent'
     )
@@ -574,7 +634,12 @@ def parse_args() -> argparse.Namespace:
     )
     add('--jobs', type=int, default=2, help='trainings at a time')
     add('--report-only', action='store_true', help='train nothing')
-    add('--markdown', action='store_true', help='table in Markdown')
+    add(
+        '--write-pages',
+        action='store_true',
+        help='only fill the tables of README and docs from the ledger of the '
+        'repository',
+    )
     args = parser.parse_args()
     args.work_dir = args.work_dir.resolve()
     args.ledger = args.ledger or args.work_dir / 'accuracy.csv'
@@ -584,19 +649,23 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if args.write_pages:
+        for page in PAGES:
+            (ROOT / page.path).write_text(filled(page), 'utf-8')
+        return
     runs = [
         Run(task, method, seed)
         for task in args.tasks
         for seed in args.seeds
         for method in args.methods
-        if Run(task, method, seed).config.exists()
+        if Run(task, method, seed).possible
     ]
     if not args.report_only:
         train(runs, args.work_dir, args.ledger, args.jobs)
     results = Results(read_ledger(args.ledger), runs)
     if not results.values:
         raise SystemExit(f'{args.ledger} holds none of the runs asked for')
-    print_table(results, args.markdown)
+    print_table(results)
     draw(results, args.figure)
     print(f'figure: {args.figure}\nledger: {args.ledger}')
 

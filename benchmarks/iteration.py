@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accuracy import TASKS
+from accuracy import METHODS, Run, read_config
 from ledger import ROOT, append, commit, cpu, versions
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from tqdm import tqdm
@@ -30,21 +29,11 @@ from lt_losses_mm.losses import LongTailLoss
 
 BASELINE = 'cross_entropy'
 CLASSES = 40  # of the embedded benchmark
-METHODS = (
-    'balanced_softmax',
-    'balanced_sigmoid',
-    'softmax_equalization',
-    'sigmoid_equalization',
-    'equalization',
-    'equalization_softmax',
-    'equalized_focal',
-    'seesaw',
-)
 
 
-def build(path: Path, folder: str):
-    """Model, optimizer and one batch of a config."""
-    cfg = Config.fromfile(path)
+def build(run: Run, folder: str):
+    """Model, optimizer and one batch of a run."""
+    cfg = read_config(run.config, None if run.named else run.method)
     cfg.work_dir = folder
     cfg.log_level = 'ERROR'
     init_default_scope(cfg.default_scope)
@@ -66,14 +55,14 @@ def build(path: Path, folder: str):
 
 def measure(task: str, runs: int, ledger: Path) -> None:
     """Append the rows of a task."""
-    pattern = TASKS[task].config
-    paths = {
-        method: ROOT / pattern.format(method.replace('_', '-'))
-        for method in (BASELINE, *METHODS)
-    }
-    paths = {k: path for k, path in paths.items() if path.exists()}
+    runs_of = [Run(task, method, 0) for method in METHODS]
     with tempfile.TemporaryDirectory() as folder:
-        built = {k: build(path, folder) for k, path in paths.items()}
+        built = {
+            run.method: build(run, folder)
+            for run in runs_of
+            # Not the one that tests what another run trained.
+            if run.trained == run and run.possible
+        }
 
     def step(method: str) -> None:
         model, optimizer, batch = built[method]

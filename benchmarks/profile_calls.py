@@ -5,8 +5,8 @@ For each loss on small logits, where targets are missed, among them those of
 the embedded benchmark's iterations: microseconds in the native kernels of
 both passes, and in all the rest (checks, weights, reduction, statistics,
 autograd), when nothing but the loss runs, and when PyTorch's own loss runs
-between its calls and takes the caches. Of the eager path: how many operators
-it calls, and the microseconds in them.
+between its calls and takes the caches. Of the eager engine: how many
+operators it calls, and the microseconds in them.
 
     python benchmarks/profile_calls.py --ledger benchmarks/speed.csv
 """
@@ -24,6 +24,8 @@ import torch
 from ledger import ROOT, append, commit, cpu, read_ledger, versions
 from speed import SHAPES, Shape, Work, like_a_training
 from tqdm import tqdm
+
+from lt_losses_mm.kernels.engines import native
 
 COMMAND = 'python benchmarks/profile_calls.py'
 PROFILED = dict(
@@ -78,21 +80,18 @@ def operators(step: Any, runs: int = 20) -> tuple[float, float]:
 
 
 def measure(name: str, runs: int) -> Iterator[dict]:
-    # performance.py needs no more than the names above.
-    from lt_losses_mm.kernels import native
-
     library = native.load()
     if library is None:
         raise SystemExit('there is no C++ compiler: nothing to profile')
     shape = PROFILED[name]
 
-    def row(what: str, path: str, values: Any, unit: str = 'us') -> dict:
+    def row(what: str, engine: str, values: Any, unit: str = 'us') -> dict:
         p20, p50, p80 = np.percentile(values, (20, 50, 80))
         return dict(
             what=what,
             shape=shape.title,
             dtype='float32',
-            path=path,
+            path=engine,
             p20=f'{p20:.4g}',
             p50=f'{p50:.4g}',
             p80=f'{p80:.4g}',
@@ -119,14 +118,14 @@ def measure(name: str, runs: int) -> Iterator[dict]:
                 watch, lambda c=call: c.step(work.logits), between, runs
             )
             native.load = lambda: library
-            if call.path == 'native':
+            if call.engine == 'native':
                 for part, values in zip(PARTS, found.T):
                     yield row(f'{call.name}: {part}, {how}', 'native', values)
             else:
                 whole = found[:, 2]
-                yield row(f'{call.name}: {WHOLE}, {how}', call.path, whole)
+                yield row(f'{call.name}: {WHOLE}, {how}', call.engine, whole)
         for call in group:
-            if call.path == 'eager':
+            if call.engine == 'eager':
                 count, took = operators(lambda c=call: c.step(work.logits))
                 what = f'{call.name}: operators'
                 yield row(what, 'eager', [count], unit='')

@@ -32,6 +32,11 @@ from ledger import ROOT, append, commit, cpu, read_ledger, versions
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lt_losses_mm.kernels import use_engine
+from lt_losses_mm.losses import LOSSES, LongTailLoss, SigmoidLoss
+
+CE, BCE = 'cross_entropy', 'binary_cross_entropy_with_logits'
+
 
 class Shape(NamedTuple):
     """Logits, and how they reach the loss."""
@@ -66,27 +71,20 @@ for _rows in (64, 512, 4096, 32768):
         f'{_rows:,} x 1203', (_rows, 1203), runs=15
     )
 
-SOFTMAX = dict(
-    BalancedSoftmaxLoss={},
-    SoftmaxEqualizationLoss={},
-    SeesawSoftmaxLoss=dict(background='keep_odds'),
-    EqualizationLoss=dict(threshold=100, use_sigmoid=False),
-)
-SIGMOID = dict(
-    BalancedSigmoidLoss={},
-    SigmoidEqualizationLoss=dict(background='negatives'),
-    EqualizationLoss=dict(threshold=100),
-)
-FOCAL = dict(EqualizedFocalLoss={}, EqualizedQualityFocalLoss={})
+# The losses by name, and those that each of PyTorch's own is compared with.
+OURS = {cls.__name__: cls for cls in LOSSES}
+FAMILIES: dict[str, list[str]] = {CE: [], BCE: []}
+for _name, _cls in OURS.items():
+    FAMILIES[BCE if issubclass(_cls, SigmoidLoss) else CE].append(_name)
 # The losses whose slopes are fitted.
 SCALED = ('BalancedSoftmaxLoss', 'SigmoidEqualizationLoss')
 
 
 class Call(NamedTuple):
-    """A method: its name, its path or '', its peer, and the calls."""
+    """A method: its name, its engine or '', its peer, and the calls."""
 
     name: str
-    path: str
+    engine: str
     peer: str
     step: Callable[[list[Tensor]], None]
 
@@ -147,28 +145,27 @@ def of_function(function: Callable, labels: list[Tensor]) -> Callable:
     return step
 
 
-def of_ours(
-    name: str, arguments: dict, path: str, num_classes: int, labels: list
-) -> Callable:
-    from lt_losses_mm import losses
-    from lt_losses_mm.kernels import use_path
-
-    cls = getattr(losses, name)
+def build(name: str, num_classes: int, **arguments: object) -> LongTailLoss:
+    """A loss for as many columns as classes, unless told otherwise."""
+    cls = OURS[name]
+    policies = (p for p in cls.background_policies if p != 'objectness')
+    arguments.setdefault('background', next(policies))
     if cls.uses_counts:
-        arguments = dict(
-            arguments,
-            class_counts=np.geomspace(1e4, 1, num_classes).round().tolist(),
-        )
+        counts = np.geomspace(1e4, 1, num_classes).round()
+        arguments['class_counts'] = counts.tolist()
     loss = cls(num_classes=num_classes, **arguments)
-    if arguments.get('background') == 'objectness':
+    if arguments['background'] == 'objectness':
         loss.get_cls_channels(num_classes)  # as a RoI head
+    return loss
 
+
+def of_ours(loss: LongTailLoss, engine: str, labels: list) -> Callable:
     def step(logits: list[Tensor]) -> None:
-        with use_path(path):
+        with use_engine(engine):
             for z, y in zip(logits, labels):
                 backward(loss(z, y), z)
-            if hasattr(loss, 'commit'):
-                loss.commit()
+            if loss.statistics is not None:
+                loss.statistics.commit()
 
     return step
 
@@ -200,9 +197,7 @@ class Work:
         return F.one_hot(labels, self.num_classes).movedim(-1, 1).float()
 
     def cross_entropy(self) -> Call:
-        return Call(
-            'cross_entropy', '', '', of_function(F.cross_entropy, self.labels)
-        )
+        return Call(CE, '', '', of_function(F.cross_entropy, self.labels))
 
     def binary_cross_entropy(self) -> Call:
         targets = [
@@ -210,23 +205,20 @@ class Work:
             for y in self.labels
         ]
         return Call(
-            'binary_cross_entropy_with_logits',
+            BCE,
             '',
             '',
             of_function(F.binary_cross_entropy_with_logits, targets),
         )
 
-    def ours(self, family: dict, peer: str, paths: tuple) -> list[Call]:
+    def ours(
+        self, peer: str, engines: tuple, **arguments: object
+    ) -> list[Call]:
         calls = []
-        for name, arguments in family.items():
-            title = name
-            if name == 'EqualizationLoss':
-                title += ' (softmax)' if peer == 'cross_entropy' else ''
-            for path in paths:
-                step = of_ours(
-                    name, arguments, path, self.num_classes, self.labels
-                )
-                calls.append(Call(title, path, peer, step))
+        for name, engine in itertools.product(FAMILIES[peer], engines):
+            loss = build(name, self.num_classes, **arguments)
+            step = of_ours(loss, engine, self.labels)
+            calls.append(Call(name, engine, peer, step))
         return calls
 
     def peers(self) -> list[Call]:
@@ -245,18 +237,15 @@ class Work:
                     Call(f'mmdet {name}', '', '', of_function(loss, labels))
                 )
                 ours, suffix = REPLACES[f'mmdet {name}'].split(', ')
-                step = of_ours(
-                    ours,
-                    dict(background=suffix),
-                    'native',
-                    self.num_classes - extra,
-                    labels,
+                ours_loss = build(
+                    ours, self.num_classes - extra, background=suffix
                 )
+                step = of_ours(ours_loss, 'native', labels)
                 calls.append(Call(f'{ours}, {suffix}', 'native', '', step))
         if self.num_classes <= 10_000:
             calls += [
-                call
-                for call in self.ours(FOCAL, '', ('native',))
+                call._replace(peer='')
+                for call in self.ours(BCE, ('native',))
                 if call.name in REPLACES.values()
             ]
             loss = ReferenceFocal(self.num_classes)
@@ -270,21 +259,7 @@ class Work:
             )
         return calls
 
-    def softmax_calls(self, paths: tuple) -> list[Call]:
-        return [
-            self.cross_entropy(),
-            *self.ours(SOFTMAX, 'cross_entropy', paths),
-        ]
-
-    def sigmoid_calls(self, paths: tuple) -> list[Call]:
-        return [
-            self.binary_cross_entropy(),
-            *self.ours(
-                {**SIGMOID, **FOCAL}, 'binary_cross_entropy_with_logits', paths
-            ),
-        ]
-
-    def calls(self, paths: tuple, scaling: bool) -> list[list[Call]]:
+    def calls(self, engines: tuple, scaling: bool) -> list[list[Call]]:
         """Groups whose members are compared with each other."""
         if scaling:
             return [
@@ -294,12 +269,8 @@ class Work:
                     *[
                         call
                         for call in [
-                            *self.ours(SOFTMAX, 'cross_entropy', ('native',)),
-                            *self.ours(
-                                SIGMOID,
-                                'binary_cross_entropy_with_logits',
-                                ('native',),
-                            ),
+                            *self.ours(CE, ('native',)),
+                            *self.ours(BCE, ('native',)),
                         ]
                         if call.name in SCALED
                     ],
@@ -307,8 +278,8 @@ class Work:
                 ]
             ]
         groups = [
-            [*self.softmax_calls(paths), self.copy()],
-            self.sigmoid_calls(paths),
+            [self.cross_entropy(), *self.ours(CE, engines), self.copy()],
+            [self.binary_cross_entropy(), *self.ours(BCE, engines)],
         ]
         peers = self.peers()
         if peers:
@@ -391,20 +362,13 @@ def measure_memory(name: str, dtype: torch.dtype) -> None:
     small = Work(Shape('', (8, *SHAPES[name].size[1:2])), dtype)
     if len(SHAPES[name].size) > 2:
         small = Work(Shape('', (1, SHAPES[name].size[1], 8, 8)), dtype)
-    paths = ('eager', 'native')
-    overwrite = [
-        ({k: dict(v, overwrite_logits=True) for k, v in family.items()}, peer)
-        for family, peer in (
-            (SOFTMAX, 'cross_entropy'),
-            ({**SIGMOID, **FOCAL}, 'binary_cross_entropy_with_logits'),
-        )
-    ]
+    engines = ('eager', 'native')
 
     def all_calls(work: Work) -> list[Call]:
-        calls = list(itertools.chain(*work.calls(paths, scaling)))
+        calls = list(itertools.chain(*work.calls(engines, scaling)))
         if name in ('dense', 'ade'):
-            for family, peer in overwrite:
-                for call in work.ours(family, peer, paths):
+            for peer in FAMILIES:
+                for call in work.ours(peer, engines, overwrite_logits=True):
                     calls.append(
                         call._replace(name=call.name + ', overwriting')
                     )
@@ -419,7 +383,7 @@ def measure_memory(name: str, dtype: torch.dtype) -> None:
             logits = [z * 1 for z in logits]  # leaves are never overwritten
         peak = peak_of(lambda c=call, given=logits: c.step(given))
         # Levels are calls of their own: the largest is what counts.
-        print(f'{call.name}\t{call.path}\t{peak / largest:.3f}', flush=True)
+        print(f'{call.name}\t{call.engine}\t{peak / largest:.3f}', flush=True)
 
 
 def memory(name: str, dtype: str) -> dict[tuple[str, str], float]:
@@ -433,8 +397,8 @@ def memory(name: str, dtype: str) -> dict[tuple[str, str], float]:
     ).stdout
     found = {}
     for line in out.splitlines():
-        call, path, peak = line.split('\t')
-        found[call, path] = float(peak)
+        call, engine, peak = line.split('\t')
+        found[call, engine] = float(peak)
     return found
 
 
@@ -459,13 +423,13 @@ def measure(name: str, dtype: str, runs: int | None, ledger: Path) -> None:
 
     def add(call: Call, peer: str, values: np.ndarray, unit: str) -> None:
         p20, p50, p80 = np.percentile(values, (20, 50, 80))
-        peak = peaks.get((call.name, call.path), '') if unit == 'ms' else ''
+        peak = peaks.get((call.name, call.engine), '') if unit == 'ms' else ''
         rows.append(
             dict(
                 common,
                 what=call.name,
                 peer=peer,
-                path=call.path,
+                path=call.engine,
                 p20=f'{p20:.4g}',
                 p50=f'{p50:.4g}',
                 p80=f'{p80:.4g}',
@@ -483,7 +447,7 @@ def measure(name: str, dtype: str, runs: int | None, ledger: Path) -> None:
             by_name = {call.name: call for call in group}
             comparing = any(call.name in REPLACES for call in group)
             for call, values in seconds.items():
-                if not comparing or call.name not in FOCAL:
+                if not comparing or call.name not in OURS:
                     add(call, '', values * 1e3, 'ms')
                 if call.peer:
                     peer = seconds[by_name[call.peer]]
@@ -492,13 +456,13 @@ def measure(name: str, dtype: str, runs: int | None, ledger: Path) -> None:
                     ours = seconds[by_name[REPLACES[call.name]]]
                     add(call, REPLACES[call.name], values / ours, 'ratio')
     written = {call for call, _ in peaks if 'overwriting' in call}
-    for (call, path), peak in peaks.items():
+    for (call, engine), peak in peaks.items():
         if call in written:
             rows.append(
                 dict(
                     common,
                     what=call,
-                    path=path,
+                    path=engine,
                     peak_memory=peak,
                     memory_unit='logits',
                 )

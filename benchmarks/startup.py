@@ -87,7 +87,7 @@ def imports(host: str) -> dict:
 def compiled(_: str) -> dict:
     import torch  # noqa: F401 (its time is not that of the kernels)
 
-    from lt_losses_mm.kernels import native
+    from lt_losses_mm.kernels.engines import native
 
     took, library = seconds(native.load)
     if library is None:

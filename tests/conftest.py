@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -12,6 +14,11 @@ from mmengine.registry import DefaultScope
 
 # The suite runs in several processes (pytest-xdist), each on its own core.
 torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '1')))
+
+# Behind all else: what the tools know of the configs is `_configs`.
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools'))
+# The loss that a shell has chosen for its trainings.
+os.environ.pop('LT_LOSS', None)
 
 # Time limits would make tests depend on the machine's load.
 hypothesis.settings.register_profile('lt', deadline=None, print_blob=True)

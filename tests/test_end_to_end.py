@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
+from _configs import read_config
 from mmengine.runner import Runner
 
 from lt_losses_mm.datasets import DigitsProfile, prepare_digits
@@ -44,8 +44,8 @@ def root(tmp_path_factory):
 def run(task, method, root, work_dir, epochs, test=False, **options):
     host = TASKS[task][0]
     pytest.importorskip(host)
-    path = next((CONFIGS / task / 'digits').glob(f'*{method}*.py'))
-    cfg = Config.fromfile(path)
+    (path,) = (CONFIGS / task / 'digits').glob('*cross-entropy*.py')
+    cfg = read_config(path, method)
     cfg.work_dir = str(work_dir)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.update(root=str(root), profile=PROFILE)
@@ -60,7 +60,7 @@ def run(task, method, root, work_dir, epochs, test=False, **options):
     return runner, (runner.test() if test else runner.train())
 
 
-@pytest.mark.parametrize('method', ['balanced-softmax', 'balanced-sigmoid'])
+@pytest.mark.parametrize('method', ['balanced_softmax', 'balanced_sigmoid'])
 @pytest.mark.parametrize('task', TASKS)
 def test_train_save_resume_test(task, method, root, tmp_path):
     _, loss, metrics = TASKS[task]
@@ -89,3 +89,28 @@ def test_train_save_resume_test(task, method, root, tmp_path):
     ]
     _, adjusted = run(task, method, root, tmp_path, 2, True, **options)
     assert any(adjusted[name] != plain[name] for name in metrics)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_statistics_go_on_after_a_resume(task, root, tmp_path):
+    """They are committed in each host, and are part of its checkpoints."""
+    key = f'{TASKS[task][1]}.statistics.sums'
+    sums = []
+    for epoch in (1, 2):
+        run(
+            task,
+            'sigmoid-equalization',
+            root,
+            tmp_path,
+            epochs=epoch,
+            resume=epoch == 2,
+        )
+        path = tmp_path / f'epoch_{epoch}.pth'
+        state = torch.load(path, weights_only=False)['state_dict']
+        sums.append(state[key])
+    first, last = sums
+    assert first.shape == (3, 40) and first.dtype == torch.float64
+    assert first.isfinite().all() and (first[1] > 0).all()
+    assert (last >= first).all() and (last[1] > first[1]).all()
+    seen, again = (s[2].sum().item() for s in sums)
+    assert seen > 0 and 1.5 * seen < again < 2.5 * seen

@@ -13,6 +13,7 @@ import sys
 import pytest
 
 import lt_losses_mm.registry as ours
+from lt_losses_mm.losses import LOSSES, LongTailLoss
 
 HOSTS = ('mmdet', 'mmpretrain', 'mmseg')
 PRESENT = tuple(h for h in HOSTS if importlib.util.find_spec(h))
@@ -167,13 +168,7 @@ def names():
 
 @pytest.fixture
 def run(names):
-    from lt_losses_mm.losses import LongTailLoss
-
-    losses = [
-        n
-        for n, cls in ours.MODELS.module_dict.items()
-        if issubclass(cls, LongTailLoss)
-    ]
+    losses = [cls.__name__ for cls in LOSSES]
 
     def jobs(*work):
         done = subprocess.run(
@@ -199,10 +194,19 @@ def run(names):
 
 
 def test_names(names):
+    """What the package exports is what a config can name."""
+    registered = {
+        cls
+        for cls in ours.MODELS.module_dict.values()
+        if issubclass(cls, LongTailLoss)
+    }
+    assert registered == set(LOSSES)
+    # Some by name, so that renaming one is noticed.
     assert {
         'BalancedSoftmaxLoss',
         'BalancedSigmoidLoss',
         'EqualizationLoss',
+        'EqualizationSoftmaxLoss',
         'SigmoidEqualizationLoss',
         'SoftmaxEqualizationLoss',
         'SeesawSoftmaxLoss',

@@ -12,12 +12,13 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from _configs import CONFIGS, VARIABLE, losses
 from mmengine.config import Config, DictAction
 from mmengine.device import is_cuda_available
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-import lt_losses_mm  # noqa: F401
+from lt_losses_mm.messages import describe
 
 # The distributions that provide the module of a host: (modern, classic).
 HOSTS = {
@@ -28,7 +29,13 @@ HOSTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that every OpenMMLab tool has."""
+    """Add ``--loss``, and the arguments that every OpenMMLab tool has."""
+    parser.add_argument(
+        '--loss',
+        metavar='NAME',
+        help='loss of a recipe: the name of a file in configs/_base_/losses. '
+        f'The same as the environment variable {VARIABLE}',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -60,8 +67,9 @@ def load_config(
 ) -> Config:
     """Read the config and apply the arguments of :func:`add_arguments`.
 
-    Ends the program with one sentence if the config file is missing or if
-    the package that its ``default_scope`` names is not installed.
+    Ends the program with one sentence if the config file is missing, if the
+    package that its ``default_scope`` names is not installed, or if a loss is
+    asked for that does not exist or that the config does not take.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not Path(args.config).is_file():
@@ -70,7 +78,32 @@ def load_config(
             'package can be named without its path through mim: '
             f'`mim {Path(parser.prog).stem} mm-lt-losses NAME.py`'
         )
+    if args.loss is not None:
+        os.environ[VARIABLE] = args.loss
+    loss = os.environ.get(VARIABLE)
+    if loss is not None and loss not in losses():
+        parser.error(
+            describe(
+                VARIABLE,
+                loss,
+                f'a file of {CONFIGS / "_base_/losses"}: '
+                f'{", ".join(losses())}',
+            )
+        )
     cfg = Config.fromfile(args.config)
+    # A recipe takes the loss out of its bases, any other config leaves it.
+    if loss is not None and (
+        VARIABLE not in cfg.env_variables or 'lt_loss' in cfg
+    ):
+        parser.error(
+            describe(
+                VARIABLE,
+                loss,
+                'none, because this config has a loss of its own',
+                f'name a recipe, or unset {VARIABLE}',
+                args.config,
+            )
+        )
     cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
 
@@ -86,7 +119,11 @@ def load_config(
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+        name = Path(args.config).stem
+        if loss is not None:
+            # Not where the recipe was trained with its own loss.
+            name += f'_{loss.replace("_", "-")}'
+        cfg.work_dir = os.path.join('work_dirs', name)
     return cfg
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import numpy as np
-
-from lt_losses_mm.datasets.doubles import make_double
+from _doubles import make_double
 
 # Data set, folder to write, number of classes, folder of doubles, split.
 Writer = Callable[[dict, Path, int, Path, str], None]

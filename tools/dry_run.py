@@ -8,6 +8,9 @@ evaluates with the config's own evaluators. Fails if anything raises or if a
 loss is not finite. Results go to results.csv in the work directory; configs
 that have passed are not run again unless they, --steps or --data-root have
 changed.
+
+With --losses, recipes are run with these losses in place of their own, as
+LT_LOSS does: --all --losses all are all recipes with all losses that fit.
 """
 
 from __future__ import annotations
@@ -33,17 +36,17 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import torch
+from _configs import CONFIGS, VARIABLE, fits, leaves, read_config, read_leaf
+from _configs import losses as known_losses
+from _doubles import DOUBLES, MARKER, make_double
 from _launch import build_runner, load_config, set_mmpretrain_dataloaders
 from _own_data import make_own_data, walk
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 
-from lt_losses_mm.datasets.doubles import DOUBLES, MARKER, make_double
 from lt_losses_mm.registry import DATASETS
 
-# In a clone and in an installed wheel the tools are beside the configs.
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 COLUMNS = (
     'config',
     'status',
@@ -87,10 +90,18 @@ def main() -> None:
         '--all', action='store_true', help='all configs of this package'
     )
     parser.add_argument(
+        '--losses',
+        nargs='+',
+        metavar='NAME',
+        help='run the recipes among the configs with these losses, files of '
+        'configs/_base_/losses, instead of all configs with their own; a '
+        'loss that does not fit a recipe is left out. `all` are all of them',
+    )
+    parser.add_argument(
         '--part',
         metavar='K/N',
-        help='of these every N-th config, beginning with the K-th '
-        '(1/3 to 3/3 share all configs among three machines)',
+        help='of these every N-th run, beginning with the K-th '
+        '(1/3 to 3/3 share all runs among three machines)',
     )
     parser.add_argument(
         '--data-root',
@@ -122,7 +133,7 @@ def main() -> None:
         threading.Thread(target=end_with_the_parent, daemon=True).start()
         sys.exit(child(parser, args))
 
-    paths = chosen(parser, args)
+    runs = chosen(parser, args)
     for option in ('steps', 'jobs'):
         if getattr(args, option) < 1:
             parser.error(
@@ -134,49 +145,65 @@ def main() -> None:
     table = Results(work_dir / 'results.csv')
     with ThreadPool(args.jobs) as pool:
         rows = pool.imap_unordered(
-            lambda path: dry_run(path, args, table), paths
+            lambda run: dry_run(*run, args, table), runs
         )
         passed = 0
         for number, row in enumerate(rows, 1):
             passed += row['status'] == 'pass'
-            print(f'[{number}/{len(paths)}] {describe(row)}', flush=True)
-    print(f'{passed} of {len(paths)} pass, see {table.path}')
-    sys.exit(int(passed < len(paths)))
+            print(f'[{number}/{len(runs)}] {describe(row)}', flush=True)
+    print(f'{passed} of {len(runs)} pass, see {table.path}')
+    sys.exit(int(passed < len(runs)))
 
 
 def chosen(
     parser: argparse.ArgumentParser, args: argparse.Namespace
-) -> list[Path]:
-    """Config files that the arguments name."""
+) -> list[tuple[Path, str | None]]:
+    """Config files that the arguments name, each with a loss or ``None``."""
     if args.all == bool(args.config):
         parser.error('give either configs or --all')
-    leaves = sorted(
-        path
-        for path in CONFIGS.rglob('*.py')
-        if '_base_' not in path.relative_to(CONFIGS).parts
-    )
-    paths = leaves
+    paths = every = leaves(CONFIGS)
     if not args.all:
         paths = []
         for name in args.config:
             found = [Path(name)] if Path(name).is_file() else []
-            found = found or [p for p in leaves if name in (p.name, p.stem)]
+            found = found or [p for p in every if name in (p.name, p.stem)]
             if len(found) != 1:
                 parser.error(
                     f'config: {name!r} is no file, and {len(found)} configs '
                     f'below {CONFIGS} have this name, expected 1'
                 )
             paths += found
+    runs = [(path, None) for path in paths]
+    if args.losses is not None:
+        known = known_losses(CONFIGS)
+        wanted = known if args.losses == ['all'] else args.losses
+        if not set(wanted) <= set(known):
+            parser.error(
+                f'--losses: expected all, or some of {", ".join(known)}; '
+                f'got {" ".join(wanted)}'
+            )
+        recipes = [
+            path
+            for path in paths
+            if path.resolve() in every and read_leaf(path).is_recipe
+        ]
+        runs = [
+            (path, loss)
+            for path in recipes
+            for recipe in [read_config(path)]
+            for loss in wanted
+            if fits(recipe, loss, CONFIGS)
+        ]
     if args.part is not None:
         match = re.fullmatch(r'(\d+)/(\d+)', args.part)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             parser.error(
                 f'--part: expected K/N with 1 <= K <= N, got {args.part!r}'
             )
-        paths = paths[int(match[1]) - 1 :: int(match[2])]
-    if not paths:
+        runs = runs[int(match[1]) - 1 :: int(match[2])]
+    if not runs:
         parser.error(f'no configs to run (looked below {CONFIGS})')
-    return paths
+    return runs
 
 
 class Results:
@@ -231,12 +258,17 @@ def describe(row: dict[str, str]) -> str:
 
 
 def dry_run(
-    path: Path, args: argparse.Namespace, table: Results
+    path: Path,
+    loss: str | None,
+    args: argparse.Namespace,
+    table: Results,
 ) -> dict[str, str]:
     """Run one config in a process of its own, unless it has passed."""
     name = str(path)
     if CONFIGS in path.resolve().parents:
         name = path.resolve().relative_to(CONFIGS).as_posix()
+    if loss is not None:
+        name += f' {VARIABLE}={loss}'
     row = dict.fromkeys(COLUMNS, '')
     row.update(config=name, status='fail')
     flat = re.sub(r'[^\w.-]+', '__', name)
@@ -248,7 +280,7 @@ def dry_run(
         # Configs are not parsed in parallel either: MMEngine's import hook
         # and its temporary files are of the whole process.
         with MAKING_DATA:
-            cfg = Config.fromfile(path)
+            cfg = read_config(path, loss)
             row['digest'] = digest(cfg, args.steps, args.data_root)
             before = table.passed(name, row['digest'])
             if before is not None:
@@ -267,12 +299,17 @@ def dry_run(
             *('--data-root', data_root, '--work-dir', run_dir),
             *('--steps', args.steps),
         )
+        # The CPU, also where there is a GPU; the loss of the environment is
+        # not that of all configs.
+        environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': ''}
+        environment.pop(VARIABLE, None)
+        if loss is not None:
+            environment[VARIABLE] = loss
         start = time.time()
         with log.open('w', encoding='utf-8') as file:
             process = subprocess.Popen(
                 list(map(str, command)),
-                # The CPU, also where there is a GPU.
-                env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''},
+                env=environment,
                 # Never written to: see end_with_the_parent.
                 stdin=subprocess.PIPE,
                 stdout=file,
@@ -371,6 +408,7 @@ def child(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Run one config in this process and write its row to a file."""
     (args.config,) = args.config
     args.cfg_options, args.launcher, args.local_rank = {}, 'none', 0
+    args.loss = None
     row = dict(status='fail')
     try:
         cfg = load_config(parser, args)

@@ -20,21 +20,13 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
-from lt_losses_mm.losses import GradientDrivenLoss
+from lt_losses_mm.losses import LongTailLoss
 from lt_losses_mm.registry import MODELS
 from lt_losses_mm.statistics import GradientStatistics, describe_health
 from lt_losses_mm.statistics.plot import draw_ratio
 
-
-class UnknownLoss(GradientStatistics):
-    """Statistics of a loss whose class and arguments are not known."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.init_statistics()
-
-    def saturated(self) -> torch.Tensor:
-        return torch.full_like(self.pos_grad, torch.nan)
+# Of the state of a loss.
+KEY = 'statistics.sums'
 
 
 def main() -> None:
@@ -57,14 +49,18 @@ def main() -> None:
 
     checkpoint = load(parser, args.checkpoint)
     state = checkpoint.get('state_dict', checkpoint)
-    names = [
-        key.rpartition('.')[0]
+    # The checkpoint of a loss alone has keys without a prefix.
+    found = {
+        key[: -len(KEY)].rstrip('.'): value
         for key, value in state.items()
-        if key.rpartition('.')[2] == 'pos_grad' and value.numel()
-    ]
+        if f'.{key}'.endswith(f'.{KEY}')
+        and value.numel()
+        and len(value) == len(GradientStatistics().names)
+    }
+    names = list(found)
     if not names:
         parser.error(
-            f'{args.checkpoint} holds no gradient statistics (*.pos_grad): '
+            f'{args.checkpoint} holds no gradient statistics (*.{KEY}): '
             'no loss of its model keeps them, or none was trained'
         )
     if args.loss is not None:
@@ -77,28 +73,27 @@ def main() -> None:
     configs = list(loss_configs(checkpoint))
     history = checkpoint.get('message_hub', {}).get('log_scalars', {})
     for name in names:
-        stored = {
-            key[len(name) :].lstrip('.'): value
-            for key, value in state.items()
-            if key.rpartition('.')[0] == name
-        }
-        loss = build(name, len(stored['pos_grad']), configs)
-        loss.load_state_dict(stored, strict=False)
-        # The checkpoint of a loss alone has keys without a prefix.
+        statistics = GradientStatistics()
+        statistics.load_state_dict(dict(sums=found[name]))
+        loss = build(name, statistics.num_classes, configs)
+        # It is not known where the loss is not.
+        saturated = torch.full_like(statistics.pos_grad, torch.nan)
+        if loss is not None:
+            loss.statistics.load_state_dict(statistics.state_dict())
+            saturated = loss.saturated()
         title = name or 'loss'
-        print(f'{title}: {describe_health(loss.health())}')
-        numbers = {k: v.numpy() for k, v in loss.statistics.items()}
-        counts = stored.get('class_counts', torch.zeros(0)).numpy()
+        print(f'{title}: {describe_health(statistics.health(saturated))}')
+        counts = state.get(f'{name}.class_counts'.lstrip('.'), torch.zeros(0))
         try:
             if args.csv is not None:
                 path = named(args.csv, title, names)
-                write(path, loss, counts.tolist())
+                write(path, statistics, counts.tolist())
                 print(f'Wrote {path}')
             figure = draw_ratio(
                 title,
-                numbers,
-                class_counts=counts,
-                saturated=loss.saturated().numpy() == 1,
+                dict(zip(statistics.names, statistics.sums.numpy())),
+                class_counts=counts.numpy(),
+                saturated=saturated.numpy() == 1,
                 log_scalars=history,
             )
             path = named(args.out, title, names)
@@ -148,14 +143,12 @@ def loss_configs(checkpoint: dict[str, Any]) -> Iterator[tuple[str, dict]]:
             todo += [(f'{path}.{k}'.lstrip('.'), v) for k, v in value.items()]
             kind = str(value.get('type')).rpartition('.')[2]
             known = MODELS.module_dict.get(kind, object)
-            if issubclass(known, GradientDrivenLoss):
+            if issubclass(known, LongTailLoss) and hasattr(known, 'saturated'):
                 yield path, dict(value, type=known)
 
 
-def build(
-    name: str, num_classes: int, configs: list[tuple[str, dict]]
-) -> GradientStatistics:
-    """The loss of that name, or :class:`UnknownLoss`.
+def build(name: str, num_classes: int, configs: list[tuple[str, dict]]) -> Any:
+    """The loss of that name, or None where it is not known.
 
     Modules are not named as in the config (``head.loss_module`` is built from
     ``head.loss``): the config with the longest common beginning is taken, if
@@ -177,7 +170,7 @@ def build(
         if length == max(common)
     ]
     if not nearest or any(cfg != nearest[0] for cfg in nearest):
-        return UnknownLoss()
+        return None
     # Known counts are in the checkpoint, a file of counts need not be here.
     return MODELS.build(dict(nearest[0], class_counts='auto'))
 
@@ -189,13 +182,15 @@ def named(file: str, name: str, names: list[str]) -> Path:
     return path.with_name(f'{path.stem}.{name}{path.suffix}')
 
 
-def write(path: Path, loss: GradientStatistics, counts: list[Any]) -> None:
+def write(
+    path: Path, statistics: GradientStatistics, counts: list[Any]
+) -> None:
     """Write a table with one row a class."""
     columns = {
-        'class': range(len(loss.pos_grad)),
-        'count': counts or [''] * len(loss.pos_grad),
-        **{key: value.tolist() for key, value in loss.statistics.items()},
-        'ratio': loss.ratio.tolist(),
+        'class': range(statistics.num_classes),
+        'count': counts or [''] * statistics.num_classes,
+        **dict(zip(statistics.names, statistics.sums.tolist())),
+        'ratio': statistics.ratio.tolist(),
     }
     with path.open('w', newline='', encoding='utf-8') as file:
         table = csv.writer(file)

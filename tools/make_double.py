@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from lt_losses_mm.datasets.doubles import DOUBLES, make_double
+from _doubles import DOUBLES, make_double
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from contextlib import contextmanager
 from pathlib import Path
 from typing import (
     Any,
@@ -34,9 +33,10 @@ from typing import (
 )
 
 import numpy as np
+from _doubles import MARKER
 
+from lt_losses_mm.cache import in_one_step
 from lt_losses_mm.datasets import CIFAR10LT, CIFAR100LT
-from lt_losses_mm.datasets.doubles import MARKER
 from lt_losses_mm.priors import load_class_counts
 from lt_losses_mm.priors.counts import parse_annotations
 
@@ -450,18 +450,6 @@ def cut(
         chosen.update(even(rest, number - len(chosen)))
         kept[name] = sorted(chosen)
     return kept
-
-
-@contextmanager
-def in_one_step(target: Path) -> Iterator[Path]:
-    """Where to write what becomes ``target`` once it is complete."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f'{target.name}.part')
-    try:
-        yield part
-        part.rename(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def located(base: dict[str, Path], name: str) -> Path:
@@ -894,10 +882,7 @@ def ade20k(args: argparse.Namespace) -> Job:
         job.outputs.update({path: source / path for path in chosen})
         # There is no list: whatever lies there is part of the data set.
         for path in sorted(job.root.glob('*/*/ADE_*')):
-            if (
-                path.suffix != '.part'
-                and path.relative_to(job.root).as_posix() not in job.outputs
-            ):
+            if path.relative_to(job.root).as_posix() not in job.outputs:
                 job.refuse(path, 'is not of this copy')
                 break
     else:

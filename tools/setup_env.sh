@@ -6,17 +6,18 @@
 # The other scripts source this one, which activates it for them. A second run
 # finds everything in place.
 #
-#   LT_VENV          the environment           (default: .venv in the checkout)
-#   LT_CACHE         where compiled mmcv goes  (default: ~/.cache/lt_losses_mm)
-#   TORCH_INDEX_URL  where torch comes from    (default: pip's own index, whose
-#                    Linux wheels carry CUDA), for example
-#                    https://download.pytorch.org/whl/cpu
-#   MAX_JOBS         compilers at a time       (default: one a core)
+#   LT_VENV             the environment         (default: .venv in the checkout)
+#   LT_LOSSES_MM_CACHE  where the compiled mmcv goes, and what the package
+#                       keeps                   (default: ~/.cache/lt_losses_mm)
+#   TORCH_INDEX_URL     where torch comes from  (default: pip's own index, whose
+#                       Linux wheels carry CUDA), for example
+#                       https://download.pytorch.org/whl/cpu
+#   MAX_JOBS            compilers at a time     (default: one a core)
 set -euo pipefail
 
 lt_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 lt_venv=${LT_VENV:-$lt_root/.venv}
-lt_cache=${LT_CACHE:-$HOME/.cache/lt_losses_mm}
+lt_cache=${LT_LOSSES_MM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lt_losses_mm}
 lt_log=$lt_venv/setup.log
 lt_pins=$lt_root/requirements/modern.txt
 

@@ -205,7 +205,11 @@ def what_agrees() -> None:
             f'{name} of class 1 after both',
             *(
                 getattr(owner, name)[1].item()
-                for owner in (reference, theirs.loss_cls, ours.loss_cls)
+                for owner in (
+                    reference,
+                    theirs.loss_cls,
+                    ours.loss_cls.statistics,
+                )
             ),
             differs=False,
         )
@@ -363,7 +367,7 @@ def label_weights() -> None:
         'sum of neg_grad, all weights 0',
         0.0,
         theirs.loss_cls.neg_grad.sum().item(),
-        ours.loss_cls.neg_grad.sum().item(),
+        ours.loss_cls.statistics.neg_grad.sum().item(),
     )
 
 
@@ -471,12 +475,13 @@ def train_rank(rank: int, folder: str) -> None:
     found = {
         name: (
             head.loss_cls.pos_grad,
-            head.loss_cls.weights()[1]
-            if name == 'ours'
-            else head.loss_cls.map_func(head.loss_cls.pos_neg),
+            head.loss_cls.map_func(head.loss_cls.pos_neg),
         )
         for name, head in heads.items()
+        if name != 'ours'
     }
+    loss = heads['ours'].loss_cls
+    found['ours'] = loss.statistics.pos_grad, loss.weights()[1]
     torch.save(found, f'{folder}/rank{rank}.pt')
     torch.distributed.destroy_process_group()
 
@@ -550,13 +555,16 @@ def initial_bias() -> None:
     # Features of zeros: what remains is the bias.
     features = torch.zeros(512, 1, 7, 7)
     labels = torch.full((512,), 1203)
-    losses, negatives = [], []
+    losses = []
     for head in (theirs, ours):
         with torch.no_grad():
             logits, _ = head(features)
         losses.append(head_loss(head, logits, labels))
         commit_statistics(head)
-        negatives.append(head.loss_cls.neg_grad[0].item())
+    negatives = [
+        owner.neg_grad[0].item()
+        for owner in (theirs.loss_cls, ours.loss_cls.statistics)
+    ]
     row(
         'bias of fc_cls',
         math.log(prior / (1 - prior)),
@@ -584,7 +592,7 @@ def second_call() -> None:
     section('7. Two calls before one optimizer step, and a pass of evaluation')
     first, second = roi_batch(0), roi_batch(1)
     reference, theirs, ours = Reference(), mmdet_head(), our_head()
-    owners = (reference, theirs.loss_cls, ours.loss_cls)
+    owners = (reference, theirs.loss_cls, ours.loss_cls.statistics)
     heads = (theirs, ours)
 
     for head in heads:
@@ -616,7 +624,7 @@ def second_call() -> None:
         'pos_grad of class 1, eval() and no_grad()',
         0.0,
         theirs.loss_cls.pos_grad[1].item(),
-        ours.loss_cls.pos_grad[1].item(),
+        ours.loss_cls.statistics.pos_grad[1].item(),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from mmengine.fileio import exists, get, join_path
 
+from lt_losses_mm.messages import describe, fault
 from lt_losses_mm.registry import DATASETS
 
 from .image_list import ClassificationDataset
@@ -63,15 +64,15 @@ class _CIFARLT(ClassificationDataset):
     ) -> None:
         kind = f'lt_losses_mm.{type(self).__name__}'
         if split not in self.files:
-            raise ValueError(
-                f"split of {kind} is {split!r}, expected 'train' or 'test'."
-            )
+            raise fault('split', split, "'train' or 'test'", owner=kind)
         if not imbalance_factor >= 1:
-            raise ValueError(
-                f'imbalance_factor of {kind} is {imbalance_factor!r}, '
-                'expected a number of at least 1: images of the first class '
-                'over those of the last one (1 keeps the balanced set). Fix: '
-                'give 100 for what some papers write as 0.01.'
+            raise fault(
+                'imbalance_factor',
+                imbalance_factor,
+                'a number of at least 1: images of the first class over '
+                'those of the last one (1 keeps the balanced set)',
+                'give 100 for what some papers write as 0.01',
+                kind,
             )
         self.split = split
         self.imbalance_factor = imbalance_factor
@@ -98,10 +99,10 @@ class _CIFARLT(ClassificationDataset):
         images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         labels = np.concatenate([part[self.label_key] for part in parts])
         if len(images) != len(labels):
-            raise ValueError(
-                f'{self._path("")!r}: {len(images)} images but {len(labels)} '
-                f'{self.label_key} in {", ".join(self.files[self.split])}. '
-                f'Fix: unpack {URL}{self.archive} again.'
+            raise self._damaged(
+                f'as many images as {self.label_key} in '
+                f'{", ".join(self.files[self.split])}, got {len(images)} and '
+                f'{len(labels)}'
             )
         found = np.bincount(labels, minlength=self.num_classes)
         keep = found
@@ -110,11 +111,10 @@ class _CIFARLT(ClassificationDataset):
                 int(found.max()), self.imbalance_factor, self.num_classes
             )
         if len(found) != self.num_classes or (found < keep).any():
-            raise ValueError(
-                f'{self._path("")!r}: {len(found)} classes with '
-                f'{found.min()} to {found.max()} {self.split} images, '
-                f'expected {self.num_classes} classes of equal size. Fix: '
-                f'unpack {URL}{self.archive} again.'
+            raise self._damaged(
+                f'{self.num_classes} classes of equal size, got {len(found)} '
+                f'classes with {found.min()} to {found.max()} {self.split} '
+                'images'
             )
         # The published code shuffles each class with a seed first. The files
         # are shuffled already: their first images are a random choice, too,
@@ -135,10 +135,14 @@ class _CIFARLT(ClassificationDataset):
         path = self._path(name)
         if not exists(path):
             raise FileNotFoundError(
-                f'data_root={self.data_root!r} of '
-                f'lt_losses_mm.{type(self).__name__}: no file {path!r}. Fix: '
-                f'unpack {URL}{self.archive} in data_root, so that it holds '
-                f'the folder {self.folder}.'
+                describe(
+                    'data_root',
+                    self.data_root,
+                    f'a file {path!r}, found none',
+                    f'unpack {URL}{self.archive} in data_root, so that it '
+                    f'holds the folder {self.folder}',
+                    f'lt_losses_mm.{type(self).__name__}',
+                )
             )
         content = pickle.loads(get(path), encoding='latin1')
         # Python 2 wrote the official files; copies have keys of bytes.
@@ -148,11 +152,20 @@ class _CIFARLT(ClassificationDataset):
         }
         missing = [key for key in keys if key not in content]
         if missing:
-            raise ValueError(
-                f'{path!r} has the keys {sorted(content)}, expected '
-                f'{", ".join(keys)}. Fix: unpack {URL}{self.archive} again.'
+            raise self._damaged(
+                f'the keys {", ".join(keys)} in {path!r}, got '
+                f'{sorted(content)}'
             )
         return content
+
+    def _damaged(self, expected: str) -> ValueError:
+        return fault(
+            'data_root',
+            self.data_root,
+            expected,
+            f'unpack {URL}{self.archive} again',
+            f'lt_losses_mm.{type(self).__name__}',
+        )
 
 
 @DATASETS.register_module()

@@ -30,8 +30,6 @@ import importlib.util
 import json
 import math
 import os
-import shutil
-import uuid
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,10 +37,13 @@ from typing import Any
 
 import numpy as np
 from mmengine.dist import barrier, is_main_process
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS as ROOT_DATASETS
 
+from lt_losses_mm.cache import in_one_step
+from lt_losses_mm.messages import describe, fault, logger
 from lt_losses_mm.registry import DATASETS
+
+from .cifar_lt import long_tail_counts
 
 # Raised whenever the same profile no longer gives the same files.
 FORMAT = 1
@@ -92,9 +93,11 @@ class DigitsProfile:
         )
         for key, (valid, expected) in rules.items():
             if not valid:
-                raise ValueError(
-                    f'profile.{key} of lt_losses_mm.DigitsDataset is '
-                    f'{getattr(self, key)!r}, expected a value {expected}.'
+                raise fault(
+                    f'profile.{key}',
+                    getattr(self, key),
+                    f'a value {expected}',
+                    owner='lt_losses_mm.DigitsDataset',
                 )
 
     def train_counts(self) -> np.ndarray:
@@ -103,10 +106,9 @@ class DigitsProfile:
         Returns:
             Counts of shape ``(C,)``, int64, non-increasing.
         """
-        share = np.arange(self.num_classes) / (self.num_classes - 1)
-        counts = self.max_count * self.imbalance_factor**-share
-        # 400 * 100**-1 is a hair below 4 in floating point.
-        return np.floor(counts + 1e-6).astype(np.int64)
+        return long_tail_counts(
+            self.max_count, self.imbalance_factor, self.num_classes
+        )
 
 
 def load_mnist_5k() -> tuple[np.ndarray, np.ndarray]:
@@ -472,18 +474,25 @@ def _checked_manifest(root: Path, profile: DigitsProfile) -> dict[str, Any]:
     path = root / 'manifest.json'
     if not path.is_file():
         raise FileExistsError(
-            f'root={str(root)!r} of lt_losses_mm.DigitsDataset exists but '
-            'holds no manifest.json, so it is not a digits benchmark. Fix: '
-            'give another root, or delete that folder.'
+            describe(
+                'root',
+                str(root),
+                'nothing there, or a digits benchmark, but it holds no '
+                'manifest.json',
+                'give another root, or delete that folder',
+                'lt_losses_mm.DigitsDataset',
+            )
         )
     manifest = json.loads(path.read_text())
     wanted = dict(format=FORMAT, profile=asdict(profile))
     found = {key: manifest.get(key) for key in wanted}
     if found != wanted:
-        raise ValueError(
-            f'root={str(root)!r} of lt_losses_mm.DigitsDataset holds a '
-            f'benchmark made with {found}, but {wanted} is asked for. Fix: '
-            'give another root for this profile, or delete that folder.'
+        raise fault(
+            'root',
+            str(root),
+            f'a benchmark made with {wanted}, got one made with {found}',
+            'give another root for this profile, or delete that folder',
+            'lt_losses_mm.DigitsDataset',
         )
     return manifest
 
@@ -512,19 +521,11 @@ def prepare_digits(
     profile = profile or DigitsProfile()
     if root.is_dir() and any(root.iterdir()):
         return _checked_manifest(root, profile)
-    print_log(f'Composing the digits benchmark in {root} ...', 'current')
-    temporary = root.with_name(f'.{root.name}-{uuid.uuid4().hex}')
-    temporary.mkdir(parents=True)
-    try:
-        _generate(temporary, profile)
-        try:
-            temporary.rename(root)
-        except OSError:
-            # Another process was first: its folder must then be the same.
-            if not root.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    logger.info(f'Composing the digits benchmark in {root} ...')
+    with in_one_step(root) as folder:
+        folder.mkdir()
+        _generate(folder, profile)
+    # Where another process was first, its folder must be the same.
     return _checked_manifest(root, profile)
 
 

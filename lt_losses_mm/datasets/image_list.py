@@ -16,6 +16,7 @@ from typing import Any, Iterable, Iterator, Sequence
 from mmengine.dataset import BaseDataset
 from mmengine.fileio import exists, join_path, list_from_file, load
 
+from lt_losses_mm.messages import describe, fault
 from lt_losses_mm.registry import DATASETS
 
 
@@ -120,28 +121,36 @@ class ImageListDataset(ClassificationDataset):
         data_list = []
         for name, label in samples:
             if classes is not None and label >= len(classes):
-                raise ValueError(
-                    f'ann_file={self.ann_file!r} gives {name!r} the label '
-                    f'{label}, expected 0 to {len(classes) - 1} for the '
-                    f'{len(classes)} classes. Fix: give the classes of this '
-                    'list, or count its labels from 0.'
+                raise fault(
+                    'ann_file',
+                    self.ann_file,
+                    f'labels 0 to {len(classes) - 1} for the {len(classes)} '
+                    f'classes, got {label} for {name!r}',
+                    'give the classes of this list, or count its labels '
+                    'from 0',
                 )
             data_list.append(
                 dict(img_path=join_path(prefix, name), gt_label=label)
             )
         if not data_list:
-            raise ValueError(
-                f'ann_file={self.ann_file!r} holds no sample, expected lines '
-                "'<path> <label>'. Fix: fetch the list again."
+            raise fault(
+                'ann_file',
+                self.ann_file,
+                "lines '<path> <label>', but it holds no sample",
+                'fetch the list again',
             )
         first = data_list[0]['img_path']
         if not exists(first):
             raise FileNotFoundError(
-                f'data_root={self.data_root!r}: the first image of '
-                f'{self.ann_file!r} is not at {first!r}. Fix: set '
-                'data_prefix to the folder that the paths of the list are '
-                'relative to, or write a list for your folders with '
-                'tools/prepare_dataset.py.'
+                describe(
+                    'data_root',
+                    self.data_root,
+                    f'the first image of {self.ann_file!r} at {first!r}, '
+                    'found none',
+                    'set data_prefix to the folder that the paths of the '
+                    'list are relative to, or write a list for your folders '
+                    'with tools/prepare_dataset.py',
+                )
             )
         return data_list
 
@@ -153,11 +162,13 @@ class ImageListDataset(ClassificationDataset):
         categories = sorted(content['categories'], key=lambda c: c['id'])
         ids = [category['id'] for category in categories]
         if ids != list(range(len(ids))):
-            raise ValueError(
-                f'ann_file={self.ann_file!r} has category ids from '
-                f'{min(ids)} to {max(ids)} for {len(ids)} categories, '
-                'expected 0 to C - 1 as in iNaturalist 2018. Fix: write a '
-                "text list '<path> <label>' of it."
+            raise fault(
+                'ann_file',
+                self.ann_file,
+                'category ids 0 to C - 1 as in iNaturalist 2018, got '
+                f'category ids from {min(ids)} to {max(ids)} for {len(ids)} '
+                'categories',
+                "write a text list '<path> <label>' of it",
             )
         self._metainfo.setdefault(
             'classes', tuple(category['name'] for category in categories)
@@ -174,10 +185,12 @@ def _read_lines(ann_file: str) -> Iterator[tuple[str, int]]:
             continue
         name, _, label = line.strip().rpartition(' ')
         if not name.strip() or not (label.isascii() and label.isdigit()):
-            raise ValueError(
-                f'ann_file={ann_file!r}, line {number}: got {line!r}, '
-                "expected '<path> <label>' with a label that is 0 or more. "
-                'Fix: correct the line, or fetch the list again.'
+            raise fault(
+                'ann_file',
+                ann_file,
+                "'<path> <label>' with a label that is 0 or more, got "
+                f'{line!r} in line {number}',
+                'correct the line, or fetch the list again',
             )
         yield name.strip(), int(label)
 
@@ -185,6 +198,11 @@ def _read_lines(ann_file: str) -> Iterator[tuple[str, int]]:
 def _require(path: str, key: str, fix: str) -> None:
     if not exists(path):
         raise FileNotFoundError(
-            f'{key} of lt_losses_mm.ImageListDataset: no file {path!r}. '
-            f'Fix: correct {key} or data_root; {fix}.'
+            describe(
+                key,
+                path,
+                'a file, found none',
+                f'correct {key} or data_root; {fix}',
+                'lt_losses_mm.ImageListDataset',
+            )
         )

@@ -215,32 +215,32 @@ def _bare(model: nn.Module) -> Any:
 
 
 class _Owner:
-    """An optimizer, and the statistics of the losses whose model it trains.
+    """What trains the model of some losses, and their statistics.
 
     Its own steps alone commit them: steps of a discriminator, of a meta
     learner or of another model are none of their business.
 
     Args:
-        wrapper: What the runner has of it.
-        optimizer (Optimizer, optional): None if there is none to be found, as
-            in some other engines: each iteration is a step then.
+        wrappers (list): What the runner has of the optimizers: one, or all
+            that share the parameters.
         statistics (list): In the same order on each rank.
     """
 
     def __init__(
-        self,
-        wrapper: Any,
-        optimizer: Optimizer | None,
-        statistics: list[RunningStatistics],
+        self, wrappers: list[Any], statistics: list[RunningStatistics]
     ) -> None:
-        self.wrapper, self.statistics = wrapper, statistics
+        self.wrappers, self.statistics = wrappers, statistics
         self.stepped = False
-        self.handle: Any = None
+        # Without an optimizer that can be found, as in some other engines,
+        # each iteration is a step.
+        optimizers = [o for o in map(_optimizer, wrappers) if o is not None]
         # torch.compile of torch 2.1 takes the hooks off all optimizers;
         # there, a step that was due counts as taken.
-        self.counts = optimizer is not None and _calls_hooks()
-        if optimizer is not None and self.counts:
-            self.handle = optimizer.register_step_post_hook(self._on_step)
+        self.counts = bool(optimizers) and _calls_hooks()
+        self.handles = [
+            optimizer.register_step_post_hook(self._on_step)
+            for optimizer in optimizers
+        ]
 
     def _on_step(self, optimizer: Optimizer, *_: Any) -> None:
         # A fused optimizer is called all the same where a gradient scaler
@@ -252,8 +252,8 @@ class _Owner:
     def commit(self) -> None:
         """Once an iteration: what was observed for a step that was taken."""
         due: bool | None = None
-        if isinstance(self.wrapper, OptimWrapper):
-            due = self.wrapper.should_update()
+        if all(isinstance(wrapper, OptimWrapper) for wrapper in self.wrappers):
+            due = all(wrapper.should_update() for wrapper in self.wrappers)
         if due is False:
             return  # gradients are accumulated
         if self.stepped or not self.counts:
@@ -264,9 +264,9 @@ class _Owner:
         self.stepped = False
 
     def release(self) -> None:
-        """Take the hook off the optimizer."""
-        if self.handle is not None:
-            self.handle.remove()
+        """Take the hooks off the optimizers."""
+        for handle in self.handles:
+            handle.remove()
 
 
 def _owners(
@@ -282,26 +282,19 @@ def _owners(
     wrappers = [optim_wrapper]
     if isinstance(optim_wrapper, OptimWrapperDict):
         wrappers = list(optim_wrapper.values())
-    optimizers = [_optimizer(wrapper) for wrapper in wrappers]
-    found: dict[int, list[RunningStatistics]] = {}
+    trained = [set(map(id, _parameters(wrapper))) for wrapper in wrappers]
+    everyone = tuple(range(len(wrappers)))
+    found: dict[tuple[int, ...], list[RunningStatistics]] = {}
     for name, statistics in known:
         while name and next(modules[name].parameters(), None) is None:
             name = name.rpartition('.')[0]
-        around = {id(p) for p in modules[name].parameters()}
-        # The only optimizer owns all there is.
-        index = next(
-            (
-                i
-                for i, optimizer in enumerate(optimizers)
-                if optimizer is not None
-                and any(id(p) in around for p in _parameters(optimizer))
-            ),
-            0,
-        )
-        found.setdefault(index, []).append(statistics)
+        around = set(map(id, modules[name].parameters()))
+        # Engines that flatten parameters have others than the model.
+        owners = tuple(i for i in everyone if trained[i] & around) or everyone
+        found.setdefault(owners, []).append(statistics)
     return [
-        _Owner(wrappers[i], optimizers[i], modules)
-        for i, modules in sorted(found.items())
+        _Owner([wrappers[i] for i in owners], statistics)
+        for owners, statistics in sorted(found.items())
     ]
 
 
@@ -312,8 +305,9 @@ def _optimizer(wrapper: Any) -> Optimizer | None:
     return wrapper
 
 
-def _parameters(optimizer: Optimizer) -> Iterator[nn.Parameter]:
-    for group in optimizer.param_groups:
+def _parameters(wrapper: Any) -> Iterator[nn.Parameter]:
+    optimizer = _optimizer(wrapper)
+    for group in [] if optimizer is None else optimizer.param_groups:
         yield from group['params']
 
 

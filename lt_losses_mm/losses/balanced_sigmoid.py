@@ -41,6 +41,7 @@ class BalancedSigmoidLoss(SigmoidLoss):
     """
 
     tau: float
+    neutral = dict(tau=0)
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class BalancedSoftmaxLoss(SoftmaxLoss):
     """
 
     tau: float
+    neutral = dict(tau=0)
 
     def __init__(
         self,

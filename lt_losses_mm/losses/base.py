@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,13 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     activated = False  # whether the head passes probabilities
     # Whether some class has no negative where there is no background.
     needs_background = False
+    # For lt_losses_mm.testing: arguments of an example, those that make it
+    # its plain form (None if nothing does), and those that make its gradient
+    # the derivative of its value.
+    example: Mapping[str, Any] = {}
+    neutral: Mapping[str, Any] | None = None
+    smooth: Mapping[str, Any] = {}
+    plain_form: str
     class_counts: Tensor
     class_weight: Tensor | None
 
@@ -106,7 +113,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         known = self.class_counts.numel() or self._expected_classes
         if not known and self.statistics is not None:
             # A checkpoint may be the first to tell it.
-            known = self.statistics.num_classes
+            known = self.statistics.sums.size(1)
         if not known:
             raise AttributeError('num_classes is unknown until counts are')
         return known
@@ -238,3 +245,6 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
             f'loss_weight={self.loss_weight}, '
             f'reduction={self.reduction!r}'
         )
+
+
+check.describe_arguments(LongTailLoss)

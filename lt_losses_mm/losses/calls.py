@@ -122,6 +122,17 @@ def read_call(
             factor = loss.loss_weight / max(rows.numel(), 1)
         else:
             factor = loss.loss_weight / divisor(avg_factor, counted)
+    learns = (
+        loss.training
+        and torch.is_grad_enabled()
+        and logits.numel() > 0
+        # What a transform of torch.func computes, such as the inner step of
+        # a meta learner, may not leave it.
+        and (
+            is_compiling()
+            or torch._C._functorch.peek_interpreter_stack() is None
+        )
+    )
     return Batch(
         logits,
         labels,
@@ -130,7 +141,7 @@ def read_call(
         row_weight,
         quality,
         factor,
-        loss.training and torch.is_grad_enabled() and logits.numel() > 0,
+        learns,
         loss.overwrite_logits,
         loss.engine,
     )
@@ -315,7 +326,7 @@ def divisor(
     if isinstance(avg_factor, Tensor):
         # DETR-type heads give it in the logits' type, where eps is 0.
         wide = torch.promote_types(avg_factor.dtype, torch.float32)
-        avg_factor = avg_factor.to(wide)
+        avg_factor = avg_factor.to(wide).reshape(())
     if avg_factor is not None:
         # The hosts' own guard: heads without positives may pass 0.
         return avg_factor + _EPS

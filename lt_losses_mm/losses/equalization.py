@@ -63,6 +63,8 @@ class EqualizationLoss(SigmoidLoss):
 
     background_policies = ('negatives',)
     needs_background = True
+    example = dict(threshold=50)
+    neutral = dict(threshold=1)
 
     def __init__(
         self,
@@ -131,6 +133,9 @@ class EqualizationSoftmaxLoss(SoftmaxLoss):
     """
 
     background_policies = ('negatives',)
+    # gamma: rare classes are left out for certain, hence reproducibly.
+    example = dict(threshold=50, gamma=1.0)
+    neutral = dict(threshold=1)
 
     def __init__(
         self,

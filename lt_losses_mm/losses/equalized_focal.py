@@ -79,6 +79,7 @@ class EqualizedFocalLoss(SigmoidLoss):
     uses_counts = False
     statistics: GradientStatistics
     background_policies = ('negatives',)
+    neutral = dict(scale_factor=0)
     plain_form = 'plain focal loss'
 
     def __init__(
@@ -159,6 +160,7 @@ class EqualizedQualityFocalLoss(SigmoidLoss):
     statistics: GradientStatistics
     background_policies = ('negatives',)
     takes_quality = True
+    neutral = dict(scale_factor=0)
     plain_form = 'plain Quality Focal Loss'
 
     def __init__(

@@ -55,6 +55,8 @@ class SeesawSoftmaxLoss(SoftmaxLoss):
     statistics: LabelCounts
     takes_soft_labels = False
     background_policies = ('objectness', 'keep_odds')
+    neutral = dict(p=0, q=0)
+    smooth = dict(q=0)  # no gradient flows through the compensation
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class SigmoidLoss(LongTailLoss):
     use_sigmoid = True
     rows = staticmethod(sigmoid_rows)
     background_family = SigmoidBackground
+    plain_form = 'plain binary cross-entropy'
 
     def __init__(
         self,

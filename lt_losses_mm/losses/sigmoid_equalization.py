@@ -57,7 +57,7 @@ class SigmoidEqualizationLoss(SigmoidLoss):
     statistics: GradientStatistics
     background: SigmoidBackground
     background_policies = ('objectness', 'negatives')
-    plain_form = 'plain binary cross-entropy'
+    neutral = dict()  # until the first commit
 
     def __init__(
         self,

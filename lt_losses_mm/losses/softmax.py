@@ -25,3 +25,4 @@ class SoftmaxLoss(LongTailLoss):
         'objectness',
         float,
     )
+    plain_form = 'plain cross-entropy'

@@ -52,7 +52,7 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
     uses_counts = False
     statistics: GradientStatistics
     tau: float
-    plain_form = 'plain cross-entropy'
+    neutral = dict(tau=0)
 
     def __init__(
         self,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
-from mmengine.logging import print_log
 
+from ..messages import describe, logger
 from ..priors import ClassCounts, load_class_counts
 
 
@@ -60,10 +60,9 @@ class FrequencyMetric(BaseMetric):
             sizes = ', '.join(
                 f'{name} {len(group)}' for name, group in self._groups.items()
             )
-            print_log(
+            logger.info(
                 f'{type(self).__name__}: {sizes} classes ({class_counts.unit} '
-                f'counts, {class_counts.source})',
-                logger='current',
+                f'counts, {class_counts.source})'
             )
         self.class_counts = class_counts
 
@@ -84,11 +83,16 @@ class FrequencyMetric(BaseMetric):
             return
         if isinstance(self.class_counts, str):
             raise RuntimeError(
-                f"{type(self).__name__}: class_counts='auto' was not filled "
-                'before the evaluation. Run through tools/train.py or '
-                'tools/test.py (or import lt_losses_mm before the Runner is '
-                'built), give class_counts= a list, a file or a benchmark '
-                'name, or class_counts=None for no groups.'
+                describe(
+                    'class_counts',
+                    'auto',
+                    'counts before the evaluation, but it was not filled',
+                    'run through tools/train.py or tools/test.py (or import '
+                    'lt_losses_mm before the Runner is built), give '
+                    'class_counts= a list, a file or a benchmark name, or '
+                    'class_counts=None for no groups',
+                    type(self).__name__,
+                )
             )
         load_class_counts(self.class_counts, num_classes=num_classes)
 

@@ -8,6 +8,7 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 
+from ..messages import fault
 from ..priors import frequency_groups, frequency_thirds
 from ..registry import METRICS
 from .base import FrequencyMetric
@@ -107,10 +108,12 @@ class FrequencyGroupIoU(FrequencyMetric):
             pred = sample['pred_sem_seg']['data'].squeeze()
             label = sample['gt_sem_seg']['data'].squeeze().to(pred.device)
             if pred.shape != label.shape:
-                raise ValueError(
-                    f'FrequencyGroupIoU: pred_sem_seg {tuple(pred.shape)} and '
-                    f'gt_sem_seg {tuple(label.shape)} differ in shape. Load '
-                    'the annotations after Resize in the test pipeline.'
+                raise fault(
+                    'pred_sem_seg',
+                    tuple(pred.shape),
+                    f'the shape {tuple(label.shape)} of gt_sem_seg',
+                    'load the annotations after Resize in the test pipeline',
+                    'FrequencyGroupIoU',
                 )
             kept = label != self.ignore_index
             pred, label = pred[kept].long(), label[kept].long()
@@ -131,20 +134,25 @@ class FrequencyGroupIoU(FrequencyMetric):
         self, mask: torch.Tensor, num_classes: int, key: str
     ) -> None:
         if mask.numel() and not (0 <= mask.min() and mask.max() < num_classes):
-            raise ValueError(
-                f'FrequencyGroupIoU: {key} holds values {int(mask.min())}..'
-                f'{int(mask.max())}, but the data set has {num_classes} '
-                f'classes and ignore_index={self.ignore_index}. Check '
-                'num_classes, reduce_zero_label and ignore_index.'
+            raise fault(
+                key,
+                (int(mask.min()), int(mask.max())),
+                f'values 0..{num_classes - 1}, as the data set has '
+                f'{num_classes} classes and ignore_index={self.ignore_index}',
+                'check num_classes, reduce_zero_label and ignore_index',
+                'FrequencyGroupIoU',
             )
 
     def groups(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         """See :meth:`FrequencyMetric.groups`."""
         if not (self.background is None or 0 <= self.background < len(counts)):
-            raise ValueError(
-                f'FrequencyGroupIoU: background={self.background} is no '
-                f'index of the {len(counts)} classes that class_counts '
-                'holds. Give the label of the background class, or None.'
+            raise fault(
+                'background',
+                self.background,
+                f'an index of the {len(counts)} classes that class_counts '
+                'holds',
+                'give the label of the background class, or None',
+                'FrequencyGroupIoU',
             )
         if self.thresholds is None:
             return frequency_thirds(counts, without=self.background)

@@ -7,6 +7,7 @@ from typing import Any, Sequence
 
 import numpy as np
 
+from ..messages import fault
 from ..priors import frequency_groups
 from ..registry import METRICS
 from .base import FrequencyMetric
@@ -114,10 +115,12 @@ class LongTailAccuracy(FrequencyMetric):
         if ece_bins is not None and not (
             isinstance(ece_bins, int) and ece_bins > 0
         ):
-            raise ValueError(
-                'LongTailAccuracy: ece_bins must be a positive '
-                'int, or None to leave the calibration error '
-                f'out, but got {ece_bins!r}.'
+            raise fault(
+                'ece_bins',
+                ece_bins,
+                'a positive int, or None to leave the calibration error out',
+                'use 15',
+                'LongTailAccuracy',
             )
         self.thresholds = thresholds
         self.ece_bins = ece_bins
@@ -147,27 +150,34 @@ class LongTailAccuracy(FrequencyMetric):
             score = sample['pred_score'].detach().cpu().double()
             label = sample['gt_label']
             if label.numel() != 1:
-                raise ValueError(
-                    'LongTailAccuracy is for single-label classification, '
-                    f'but a sample has {label.numel()} labels (gt_label='
-                    f"{label.tolist()}). Use mmpretrain's MultiLabelMetric "
-                    'or AveragePrecision for multi-label data.'
+                raise fault(
+                    'gt_label',
+                    label.tolist(),
+                    'one label a sample (single-label classification), got '
+                    f'{label.numel()} labels',
+                    "use mmpretrain's MultiLabelMetric or AveragePrecision "
+                    'for multi-label data',
+                    'LongTailAccuracy',
                 )
             label, num_classes = int(label), score.numel()
             self.check_class_counts(num_classes)
             if not 0 <= label < num_classes:
-                raise ValueError(
-                    f'LongTailAccuracy: gt_label {label} is outside 0..'
-                    f'{num_classes - 1}, the classes that the model scores. '
-                    'Check num_classes of the head and the annotations.'
+                raise fault(
+                    'gt_label',
+                    label,
+                    f'0..{num_classes - 1}, the classes that the model scores',
+                    'check num_classes of the head and the annotations',
+                    'LongTailAccuracy',
                 )
             low, high = float(score.min()), float(score.max())
             if self.ece_bins and not (low >= 0 and high <= 1 + 1e-4):
-                raise ValueError(
-                    'LongTailAccuracy: the calibration error needs '
-                    f'probabilities, but pred_score spans {low} to {high}. '
-                    'Let the head return probabilities, or set '
-                    'ece_bins=None.'
+                raise fault(
+                    'pred_score',
+                    (low, high),
+                    'probabilities (lowest, highest), which the calibration '
+                    'error needs',
+                    'let the head return probabilities, or set ece_bins=None',
+                    'LongTailAccuracy',
                 )
             self.results.append(
                 (label, int(score.argmax()), high, num_classes)

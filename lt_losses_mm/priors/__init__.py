@@ -10,7 +10,7 @@ from .counts import (
     frequency_thirds,
     load_class_counts,
 )
-from .draws import expected_draws, rebalanced_by
+from .sampling import expected_draws, rebalanced_by
 
 __all__ = [
     'BENCHMARKS',

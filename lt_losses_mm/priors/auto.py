@@ -6,13 +6,18 @@ from __future__ import annotations
 from typing import Any, Collection, Iterator
 
 import numpy as np
-from mmengine.dataset import BaseDataset
-from mmengine.dist import broadcast_object_list, is_main_process
+from torch import distributed
 from torch.utils.data import ConcatDataset, Subset
 
-from .counts import ClassCounts, check_num_classes, check_unit, fault
-from .draws import describe_wrappers, expected_draws
+from ..messages import fault
+from .counts import ClassCounts, check_num_classes, check_unit
 from .masks import pixel_table
+from .sampling import (
+    BASE_DATASET,
+    describe_wrappers,
+    expected_draws,
+    kind_of,
+)
 
 _TASK_OF_FORM = dict(
     gt_label='classification',
@@ -73,13 +78,15 @@ def count_dataset(
     """
     answer: list[Any] = [None, None]
     failure = None
-    if is_main_process():
+    several = distributed.is_available() and distributed.is_initialized()
+    if not several or distributed.get_rank() == 0:
         try:
             answer[0] = _count(dataset, sampler, num_classes, unit, progress)
         except Exception as error:  # the other ranks wait for the broadcast
             failure = error
             answer[1] = f'{type(error).__name__}: {error}'
-    broadcast_object_list(answer)
+    if several:
+        distributed.broadcast_object_list(answer)
     if failure is not None:
         raise failure
     if answer[1] is not None:
@@ -204,10 +211,7 @@ def _form(leaf: Any, sample: int) -> str:
             if key in keys:
                 return key
     # mmengine's base class has the method, too: it raises.
-    if (
-        getattr(type(leaf), 'get_cat_ids', BaseDataset.get_cat_ids)
-        is not BaseDataset.get_cat_ids
-    ):
+    if kind_of(leaf, 'get_cat_ids') not in (None, BASE_DATASET):
         return 'get_cat_ids'
     raise fault(
         'class_counts',
@@ -220,8 +224,10 @@ def _form(leaf: Any, sample: int) -> str:
 
 def _infos(leaf: Any, index: np.ndarray) -> Iterator[dict[str, Any]]:
     """Annotations of the given samples, not to be written to."""
-    getter = type(leaf).get_data_info
-    if getter is BaseDataset.get_data_info and not leaf.serialize_data:
+    if (
+        kind_of(leaf, 'get_data_info') == BASE_DATASET
+        and not leaf.serialize_data
+    ):
         # get_data_info would deep-copy each of them: minutes for LVIS.
         return (leaf.data_list[i] for i in index)
     return (leaf.get_data_info(int(i)) for i in index)

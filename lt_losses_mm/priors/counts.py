@@ -24,12 +24,13 @@ import json
 import os
 import pkgutil
 import re
-import reprlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
+
+from ..messages import describe, fault
 
 FORMAT = 'lt_losses_mm.class_counts/1'
 UNITS = ('image', 'instance', 'pixel')
@@ -51,12 +52,6 @@ _SOURCES = (
 # A key and its list of lists. What it takes of a list nested more deeply
 # leaves a bracket too many, which is no JSON: see parse_annotations.
 _POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[\s*(?:\[[^\]]*\][\s,]*)*\]')
-
-
-def fault(key: str, value: Any, expected: str, fix: str) -> ValueError:
-    """The one form of our messages: key, value, expectation and fix."""
-    shown = value if isinstance(value, str) else reprlib.repr(value)
-    return ValueError(f'{key}={shown}: expected {expected}. Fix: {fix}.')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -349,7 +344,7 @@ def _unit_fault(
 ) -> ValueError:
     return fault(
         'count_unit',
-        str(unit),
+        unit,
         f'a unit that {source} has: {", ".join(available)}',
         'choose that unit or another class_counts',
     )
@@ -373,9 +368,12 @@ def _from_name_or_file(name: str, unit: str | None) -> ClassCounts:
         )
     if len(path.parts) > 1 or path.suffix in ('.json', '.txt', '.csv'):
         raise FileNotFoundError(
-            f'class_counts={name}: expected an existing file, found none at '
-            f'{path.absolute()}. Fix: correct the path (it is relative to '
-            'the working directory).'
+            describe(
+                'class_counts',
+                name,
+                f'an existing file, found none at {path.absolute()}',
+                'correct the path (it is relative to the working directory)',
+            )
         )
     close = difflib.get_close_matches(name.lower(), BENCHMARKS, 1)
     raise fault(

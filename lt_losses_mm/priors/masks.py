@@ -7,18 +7,16 @@ import hashlib
 import importlib
 import os
 import sys
-import tempfile
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 import torch
-from mmengine.logging import print_log
-from mmengine.utils import ProgressBar
 
+from .. import cache
 from ..hosts import HOSTS
+from ..messages import fault, logger
 
 
 def pixel_table(
@@ -32,15 +30,15 @@ def pixel_table(
     not simulated. Pixels of the data set's ``ignore_index`` (255 if it has
     none) do not count.
 
-    The result is kept in ``$LT_LOSSES_MM_CACHE``, else in the user's cache
-    folder, under a key made of the paths, sizes and modification times of
-    the masks and of all options named here.
+    The result is kept in :func:`lt_losses_mm.cache.folder`, under a key made
+    of the paths, sizes and modification times of the masks and of all
+    options named here.
 
     Args:
         dataset: A data set whose ``get_data_info`` gives ``seg_map_path``.
         index: Shape (N,), the samples to read.
         num_classes: C.
-        progress: Show a progress bar.
+        progress: Show a progress bar, if MMEngine is there to draw it.
 
     Returns:
         Shape (N, C), uint32, pixels.
@@ -52,9 +50,9 @@ def pixel_table(
     """
     load = _loader(dataset)
     ignore_index = getattr(dataset, 'ignore_index', 255)
-    cache = _cache_path(dataset, index, load, num_classes, ignore_index)
-    if cache is not None and cache.is_file():
-        with np.load(cache) as stored:
+    kept = _cache_path(dataset, index, load, num_classes, ignore_index)
+    if kept is not None and kept.is_file():
+        with np.load(kept) as stored:
             return stored['pixels']
 
     def count(sample: int) -> np.ndarray:
@@ -70,21 +68,25 @@ def pixel_table(
         pixels[ignore_index] = 0
         stray = np.flatnonzero(pixels[num_classes:])
         if stray.size:
-            raise ValueError(
-                f'class_counts=auto: expected labels 0 to {num_classes - 1} '
-                f'or ignore_index={ignore_index} in {info["seg_map_path"]}, '
-                f'got {num_classes + stray[0]}. Fix: set ignore_index, '
-                'reduce_zero_label or metainfo.classes of the data set.'
+            raise fault(
+                'class_counts',
+                'auto',
+                f'labels 0 to {num_classes - 1} or ignore_index='
+                f'{ignore_index} in {info["seg_map_path"]}, got '
+                f'{num_classes + stray[0]}',
+                'set ignore_index, reduce_zero_label or metainfo.classes of '
+                'the data set',
             )
         return pixels[:num_classes]
 
-    print_log(
-        f'Counting the pixels of {len(index)} masks once'
-        f'{f", then kept in {cache}" if cache else ""}',
-        'current',
-    )
-    # Its default is the stdout of the time when mmengine was imported.
-    bar = ProgressBar(len(index), file=sys.stdout) if progress else None
+    where = f', then kept in {kept}' if kept else ''
+    logger.info(f'Counting the pixels of {len(index)} masks once{where}')
+    bar = None
+    if progress and sys.modules.get('mmengine'):
+        from mmengine.utils import ProgressBar
+
+        # Its default is the stdout of the time when mmengine was imported.
+        bar = ProgressBar(len(index), file=sys.stdout)
     table = np.zeros((len(index), num_classes), dtype=np.uint32)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for row, pixels in enumerate(pool.map(count, index)):
@@ -93,8 +95,16 @@ def pixel_table(
                 bar.update()
     if bar is not None:
         bar.file.write('\n')
-    if cache is not None:
-        _write(cache, table)
+    if kept is not None:
+        try:
+            # Another run may read or write the same entry at this moment.
+            with cache.in_one_step(kept) as part, part.open('wb') as file:
+                np.savez_compressed(file, pixels=table)
+        except OSError as error:
+            logger.warning(
+                f'The pixel counts could not be kept in {kept} ({error}): '
+                'the next run will read the masks again.'
+            )
     return table
 
 
@@ -109,10 +119,12 @@ def _loader(dataset: Any) -> Callable[[dict], dict]:
         if host.name in packages and host.mask_loader is not None:
             module, name = host.mask_loader
             return getattr(importlib.import_module(module), name)()
-    raise ValueError(
-        'class_counts=auto: expected LoadAnnotations in the pipeline of '
-        f'{type(dataset).__name__}, got none. Fix: add it, or give '
-        'class_counts as a list or file.'
+    raise fault(
+        'class_counts',
+        'auto',
+        f'LoadAnnotations in the pipeline of {type(dataset).__name__}, got '
+        'none',
+        'add it, or give class_counts as a list or file',
     )
 
 
@@ -148,26 +160,4 @@ def _cache_path(
             )
         )
     key = hashlib.sha256('\n'.join(map(repr, parts)).encode()).hexdigest()
-    folder = os.environ.get('LT_LOSSES_MM_CACHE') or os.path.join(
-        os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'),
-        'lt_losses_mm',
-    )
-    return Path(folder) / f'pixels-{key[:32]}.npz'
-
-
-def _write(path: Path, table: np.ndarray) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Another run may read or write the same entry at this moment.
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, suffix='.tmp', delete=False
-        ) as file:
-            np.savez_compressed(file, pixels=table)
-        os.replace(file.name, path)
-    except OSError as error:
-        warnings.warn(
-            f'The pixel counts could not be kept in {path} ({error}): the '
-            'next run will read the masks again. Set LT_LOSSES_MM_CACHE to '
-            'a folder that can be written.',
-            stacklevel=2,
-        )
+    return cache.folder() / f'pixels-{key[:32]}.npz'

@@ -36,6 +36,11 @@ from ..messages import describe
 # Steps of the optimizer without a commit before a loss raises: a few, because
 # loops with several optimizers commit once for all of them.
 _PATIENCE = 10
+# Fused optimizers change a parameter and leave its version alone. So a few of
+# its values are looked at, too, but once in so many passes: it stops the host
+# of an accelerator. Loops that commit rarely get there.
+_PASSES = 100
+_VALUES = 16
 # Nodes of autograd's graph to look at for the parameters under the logits.
 _REACH = 64
 
@@ -90,16 +95,19 @@ class RunningStatistics(nn.Module):
         self.mismatch: str | None = None
         # Under the logits, and what its version was at the last look.
         self._parameter: Any = None
+        self._values: Tensor | None = None
         self._forget_steps()
 
     @property
     def num_classes(self) -> int:
-        """C; 0 while it is not known."""
+        """C; no attribute while it is not known: hosts' hooks look for it."""
+        if not self.sums.size(1):
+            raise AttributeError('num_classes is not known yet')
         return self.sums.size(1)
 
     def resize(self, num_classes: int) -> None:
         """Set C; sums of another C are dropped."""
-        if self.num_classes != num_classes:
+        if self.sums.size(1) != num_classes:
             self.sums = self.sums.new_zeros(len(self.names), num_classes)
             self.pending = self.sums.clone()
             self._forget_steps()
@@ -142,7 +150,14 @@ class RunningStatistics(nn.Module):
             if parameter is not None:
                 self._parameter = weakref.ref(parameter)
                 self._version = parameter._version
-        elif parameter._version != self._version:
+            return
+        self._passes += 1
+        stepped = parameter._version != self._version
+        if self._passes % _PASSES == 0:
+            values = parameter.detach().flatten()[:_VALUES].clone()
+            known, self._values = self._values, values
+            stepped |= known is not None and not torch.equal(known, values)
+        if stepped:
             self._version = parameter._version
             self._steps += 1
             if self._steps >= _PATIENCE:
@@ -178,9 +193,8 @@ class RunningStatistics(nn.Module):
         self.discard_pending()
 
     def _forget_steps(self) -> None:
-        self._steps = 0
-        self._parameter = None
-        self._version = 0
+        self._steps = self._passes = self._version = 0
+        self._parameter = self._values = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A weak reference cannot be pickled or copied.
@@ -202,8 +216,8 @@ class RunningStatistics(nn.Module):
     ) -> None:
         self.mismatch = None
         loaded = state_dict.get(prefix + 'sums')
-        if loaded is not None and loaded.size(-1) != self.num_classes:
-            if not self.num_classes:
+        if loaded is not None and loaded.size(-1) != self.sums.size(1):
+            if not self.sums.size(1):
                 self.resize(loaded.size(-1))
             else:
                 # Unfilled statistics of a model that was never trained are no

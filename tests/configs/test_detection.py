@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from _configs import loss_configs, read_leaf
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
@@ -22,201 +22,19 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
 LVIS = CONFIGS / 'detection/lvis'
 OWN = CONFIGS / 'detection/own-data'
-LEAVES = sorted(LVIS.glob('*.py'))
+LEAVES = sorted(LVIS.rglob('*.py'))
 OWN_LEAVES = sorted(OWN.glob('*.py'))
 CLASSES = {'v1': 1203, 'v0.5': 1230}
 EPOCHS = {'1x': 12, '2x': 24, '3x': 36, '12e': 12}
 
 
-class Family(NamedTuple):
-    """Configs that are compared with each other.
-
-    Args:
-        pattern: Name with ``{}`` for the loss.
-        heads: Where the heads are that hold the loss.
-        losses: The host's own loss first.
-    """
-
-    pattern: str
-    heads: tuple[str, ...]
-    losses: tuple[str, ...]
-
-    @property
-    def leaves(self):
-        folder = OWN if self.pattern.endswith('own-coco') else LVIS
-        return [folder / (self.pattern.format(x) + '.py') for x in self.losses]
+def name(leaf):
+    return leaf.stem
 
 
-ROI = ('model.roi_head.bbox_head',)
-CASCADE = tuple(f'model.roi_head.bbox_head.{i}' for i in range(3))
-DENSE = ('model.bbox_head',)
-TWO_STAGE = (
-    'cross-entropy',
-    'balanced-softmax',
-    'balanced-softmax-objectness',
-    'balanced-softmax-background-prior',
-    'balanced-sigmoid',
-    'equalization',
-    'sigmoid-equalization',
-    'softmax-equalization',
-    'seesaw',
-)
-FAMILIES = [
-    family
-    for sampler in ('random', 'sample1e-3')
-    for family in (
-        Family(
-            f'mask-rcnn_r50_fpn_{{}}_{sampler}-ms-1x_lvis-v1', ROI, TWO_STAGE
-        ),
-        Family(
-            f'mask-rcnn_r50_fpn_{{}}_{sampler}-ms-2x_lvis-v1',
-            ROI,
-            (*TWO_STAGE, 'seesaw-normed-mask', 'cross-entropy-normed'),
-        ),
-        Family(
-            f'mask-rcnn_r101_fpn_{{}}_{sampler}-ms-1x_lvis-v1', ROI, TWO_STAGE
-        ),
-        Family(
-            f'mask-rcnn_r101_fpn_{{}}_{sampler}-ms-2x_lvis-v1',
-            ROI,
-            (*TWO_STAGE, 'seesaw-normed-mask'),
-        ),
-        Family(
-            f'cascade-mask-rcnn_r101_fpn_{{}}_{sampler}-ms-2x_lvis-v1',
-            CASCADE,
-            (*TWO_STAGE, 'seesaw-normed-mask'),
-        ),
-        Family(
-            f'mask-rcnn_r50_fpn_{{}}_{sampler}-ms-2x_lvis-v0.5',
-            ROI,
-            (*TWO_STAGE, 'balanced-sigmoid-foreground-rows'),
-        ),
-        Family(
-            f'mask-rcnn_r101_fpn_{{}}_{sampler}-ms-2x_lvis-v0.5',
-            ROI,
-            TWO_STAGE,
-        ),
-        Family(
-            f'cascade-mask-rcnn_r101_fpn_{{}}_{sampler}-ms-2x_lvis-v0.5',
-            CASCADE,
-            TWO_STAGE,
-        ),
-    )
-]
-FAMILIES += [
-    Family(
-        'mask-rcnn_swin-t-p4-w7_fpn_{}_sample1e-3-ms-crop-3x_lvis-v1',
-        ROI,
-        (
-            'cross-entropy',
-            'balanced-softmax',
-            'sigmoid-equalization',
-            'softmax-equalization',
-            'seesaw',
-        ),
-    ),
-    *(
-        Family(
-            f'{model}_{{}}_sample1e-3-ms-2x_lvis-v1',
-            DENSE,
-            ('focal', 'equalized-focal'),
-        )
-        for model in (
-            'retinanet_r50_fpn',
-            'atss_r50_fpn',
-            'fcos_r50-caffe_fpn_gn-head',
-            'atss-improved_r50_fpn',
-            'atss-improved_r101_fpn',
-        )
-    ),
-    Family(
-        'gfl_r50_fpn_{}_sample1e-3-ms-2x_lvis-v1',
-        DENSE,
-        ('quality-focal', 'equalized-quality-focal'),
-    ),
-    Family(
-        'dino-4scale_r50_{}_sample1e-3-8xb2-12e_lvis-v1',
-        DENSE,
-        ('focal', 'equalized-focal'),
-    ),
-    *(
-        Family(
-            f'{model}_r50_fpn_{{}}_1x_own-coco',
-            ROI,
-            ('cross-entropy', 'balanced-softmax', 'sigmoid-equalization'),
-        )
-        for model in ('faster-rcnn', 'mask-rcnn')
-    ),
-    Family('atss_r50_fpn_{}_1x_own-coco', DENSE, ('focal', 'equalized-focal')),
-]
-FAMILY_OF = {leaf: family for family in FAMILIES for leaf in family.leaves}
-
-
-def look_up(tree, path):
-    for key in path.split('.'):
-        tree = tree[int(key)] if isinstance(tree, list) else tree[key]
-    return tree
-
-
-def name(value):
-    return getattr(value, 'stem', None) or value.pattern
-
-
-def fragment_of(leaf):
-    """File name of the loss that the name of a leaf says."""
-    before, after = FAMILY_OF[leaf].pattern.split('{}')
-    loss = leaf.stem[len(before) : -len(after)]
-    loss = loss.replace('-normed-mask', '').replace('-normed', '')
-    version = re.search(r'lvis-(v[\d.]+)$', leaf.stem)
-    # The threshold of EQL is a share of the images.
-    if loss == 'equalization':
-        loss += f'_lvis_{version[1]}'
-    return loss.replace('-', '_')
-
-
-def test_every_leaf_belongs_to_a_family():
-    assert sorted(FAMILY_OF) == sorted(LEAVES + OWN_LEAVES)
-
-
-@pytest.mark.parametrize('family', FAMILIES, ids=name)
-def test_leaves_of_a_family_differ_in_the_loss_alone(family, parse):
-    rest = []
-    for number, leaf in enumerate(family.leaves):
-        fragment = CONFIGS / f'_base_/losses/{fragment_of(leaf)}.py'
-        loss = parse(fragment)['lt_loss']
-        loss.pop('_delete_')
-        content = parse(leaf)
-        content.pop('lt_loss', None)
-        for path in family.heads:
-            head = look_up(content, path)
-            own = head.pop('loss_cls')
-            if number and 'cross-entropy' not in leaf.stem:
-                assert own == loss
-                assert own['type'].startswith('lt_losses_mm.')
-            else:
-                assert not own['type'].startswith('lt_losses_mm.')
-            if 'seesaw' in leaf.stem or 'cross-entropy-normed' in leaf.stem:
-                # The temperature of 20 is the default; its key has two
-                # spellings, by version of MMDetection.
-                assert head.pop('cls_predictor_cfg') == dict(
-                    type='NormedLinear'
-                )
-        if 'normed-mask' in leaf.stem:
-            head = content['model']['roi_head']['mask_head']
-            assert head.pop('predictor_cfg') == dict(type='NormedConv2d')
-        rest.append(content)
-    for leaf, content in zip(family.leaves, rest):
-        assert content == rest[0], leaf
-
-
-@pytest.mark.parametrize('family', FAMILIES, ids=name)
-def test_the_first_of_a_family_is_the_hosts_own_loss(family, parse):
-    leaf = family.leaves[0]
-    own = parse(CONFIGS / f'_base_/losses/{fragment_of(leaf)}.py')['lt_loss']
-    own.pop('_delete_')
-    for path in family.heads:
-        loss = look_up(parse(leaf), path)['loss_cls']
-        assert {'use_sigmoid': False, **own} == {'use_sigmoid': False, **loss}
+def heads_of(config):
+    """Heads that hold the loss, three in a cascade."""
+    return [head for head, _ in loss_configs(Config(config))]
 
 
 @pytest.mark.parametrize('leaf', LEAVES, ids=name)
@@ -226,7 +44,7 @@ def test_names_and_numbers_agree(leaf, parse):
     assert config['custom_imports']['imports'] == ['lt_losses_mm']
 
     model, version = config['model'], leaf.stem.rpartition('lvis-')[2]
-    heads = [look_up(config, path) for path in FAMILY_OF[leaf].heads]
+    heads = heads_of(config)
     heads += [model.get('roi_head', {}).get('mask_head', heads[0])]
     assert {head['num_classes'] for head in heads} == {CLASSES[version]}
 
@@ -277,36 +95,21 @@ def test_protocol_and_schedule(leaf, parse):
     assert config['train_dataloader']['batch_size'] == 2
 
 
-@pytest.mark.parametrize('leaf', LEAVES + OWN_LEAVES, ids=name)
-def test_a_leaf_is_short(leaf):
-    assert len(leaf.read_text().splitlines()) <= 20
-
-
-@pytest.mark.parametrize('folder', [LVIS, OWN], ids=lambda x: x.name)
-def test_metafile_lists_every_leaf(folder, check_metafile):
-    check_metafile(folder, 'Epochs', 'max_epochs')
-
-
 @pytest.mark.parametrize('folder', [LVIS, OWN], ids=lambda x: x.name)
 def test_names_in_the_readme_exist(folder):
     text = (folder / 'README.md').read_text()
     names = set(re.findall(r'(?<![\w./:}-])[\w./-]*\w\.py\b', text))
     assert names
     for path in names:
-        assert any(
+        known = any(
             (base / path).is_file() for base in (ROOT, folder, CONFIGS)
-        ), path
+        )
+        # As mim finds a config of this package.
+        assert known or list(CONFIGS.rglob(path)), path
     # Losses, as they are written in the table of names.
-    losses = {x for family in FAMILIES for x in family.losses}
-    ours = {leaf for leaf in FAMILY_OF if leaf.parent == folder}
-    used = {
-        loss
-        for loss in losses
-        if any(f'_{loss}_' in leaf.stem for leaf in ours)
-    }
-    written = set(re.findall(r'`([a-z0-9-]+)`', text))
+    written = set(re.findall(r'`([a-z0-9_.]+)`', text))
+    used = {read_leaf(leaf).loss for leaf in folder.rglob('*.py')}
     assert used <= written
-    assert not (losses - used) & written
 
 
 # ---------------------------------------------------------------- models
@@ -319,35 +122,37 @@ def mmdet_scope():
 
 
 COLUMNS = {
-    'cross-entropy': 1204,
-    'balanced-softmax': 1204,
-    'balanced-softmax-objectness': 1205,
-    'balanced-softmax-background-prior': 1204,
-    'balanced-sigmoid': 1203,
-    'equalization': 1203,
-    'sigmoid-equalization': 1204,
-    'softmax-equalization': 1204,
+    'cross_entropy': 1204,
+    'balanced_softmax': 1204,
+    'balanced_softmax_objectness': 1205,
+    'balanced_softmax_background_prior': 1204,
+    'balanced_sigmoid': 1203,
+    'equalization_lvis_v1': 1203,
+    'sigmoid_equalization': 1204,
+    'softmax_equalization': 1204,
     'seesaw': 1205,
 }
 
 
 @pytest.mark.parametrize('loss', COLUMNS)
-def test_box_heads_of_mask_rcnn(loss, parse, mmdet_scope):
-    leaf = LVIS / f'mask-rcnn_r50_fpn_{loss}_random-ms-1x_lvis-v1.py'
-    cfg = parse(leaf)['model']['roi_head']['bbox_head']
+@pytest.mark.parametrize('normed', ['', '-normed'])
+def test_box_heads_of_mask_rcnn(loss, normed, parse, mmdet_scope):
+    (leaf,) = LVIS.glob(
+        f'*/mask-rcnn_r50_fpn_cross-entropy{normed}_random-ms-2x_lvis-v1.py'
+    )
+    cfg = parse(leaf, loss)['model']['roi_head']['bbox_head']
     head = mmdet_scope.build(dict(cfg, in_channels=1, fc_out_channels=2))
     assert head.fc_cls.out_features == COLUMNS[loss]
-    normed = type(head.fc_cls).__name__ == 'NormedLinear'
-    assert normed == (loss == 'seesaw')
-    if loss == 'balanced-softmax-background-prior':
-        assert head.loss_cls.background == 0.75
-    if loss == 'equalization':
+    assert (type(head.fc_cls).__name__ == 'NormedLinear') == bool(normed)
+    if loss == 'balanced_softmax_background_prior':
+        assert head.loss_cls.background.key == 0.75
+    if loss == 'equalization_lvis_v1':
         # As the cards of EQL say: 815 of the classes are rarer.
         assert head.loss_cls.tail().sum() == 815
 
 
 def test_heads_of_cascade_with_seesaw(parse, mmdet_scope):
-    (leaf,) = LVIS.glob('cascade*seesaw-normed-mask_random*')
+    (leaf,) = LVIS.glob('*/cascade*seesaw-normed-mask_random*')
     roi_head = parse(leaf)['model']['roi_head']
     assert len(roi_head['bbox_head']) == 3
     for cfg in roi_head['bbox_head']:
@@ -361,7 +166,7 @@ def test_heads_of_cascade_with_seesaw(parse, mmdet_scope):
 
 
 def test_improved_baseline_builds(parse, mmdet_scope):
-    (leaf,) = LVIS.glob('atss-improved_r50*equalized-focal*')
+    (leaf,) = LVIS.glob('*/atss-improved_r50*equalized-focal*')
     model = mmdet_scope.build(Config(parse(leaf)).model)
     head = model.bbox_head
     assert head.num_base_priors == 2
@@ -397,7 +202,7 @@ def test_own_data_are_read_and_counted(
     sample = DATASETS.build(config.val_dataloader.dataset)[0]
     assert sample['inputs'].dim() == 3
     assert Path(config.val_evaluator.ann_file).is_file()
-    head = look_up(config.to_dict(), FAMILY_OF[leaf].heads[0])
+    (head,) = heads_of(config.to_dict())
     assert head['num_classes'] == len(names)
 
 

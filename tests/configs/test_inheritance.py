@@ -8,13 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
+from _configs import CONFIGS, leaves, read_config, read_leaf
 from mmengine.config import config as mmengine_config
 
 import lt_losses_mm  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / 'configs'
 HOSTS = dict(
     classification='mmpretrain', detection='mmdet', segmentation='mmseg'
 )
@@ -43,12 +42,26 @@ def installed(tmp_path, monkeypatch):
     )
 
 
-def read(text, folder, host):
+def read(text, folder, host, loss=None):
     if find_spec(host) is None:
         pytest.skip(f'{host} is not installed')
     file = folder / 'mine.py'
     file.write_text(text)
-    return Config.fromfile(file)
+    return read_config(file, loss)
+
+
+OURS = dict(
+    cross_entropy='balanced_softmax',
+    focal='equalized_focal',
+    quality_focal='equalized_quality_focal',
+)
+
+
+def recipe_in(folder):
+    """The last recipe of a folder and a loss that fits."""
+    found = map(read_leaf, leaves())
+    leaf = [x for x in found if x.is_recipe and folder in x.path.parents][-1]
+    return leaf.path, OURS[leaf.loss]
 
 
 @pytest.mark.parametrize('folder', FAMILIES, ids=name)
@@ -56,11 +69,33 @@ def test_a_base_from_the_package_is_the_config_itself(
     folder, installed, tmp_path
 ):
     """Types of the hosts too are looked up where the config means it."""
-    leaf = max(folder.glob('*balanced-softmax*.py'), default=None)
+    leaf, loss = recipe_in(folder)
     base = leaf.relative_to(CONFIGS).as_posix()
     host = HOSTS[folder.parent.name]
-    mine = read(f"_base_ = 'lt_losses_mm::{base}'", tmp_path, host)
-    assert mine.to_dict() == Config.fromfile(leaf).to_dict()
+    text = f"_base_ = 'lt_losses_mm::{base}'"
+    for chosen in (None, loss):
+        mine = read(text, tmp_path, host, chosen).to_dict()
+        assert mine == read_config(leaf, chosen).to_dict()
+    assert 'lt_losses_mm.' in repr(mine['model'])
+
+
+@pytest.mark.parametrize('folder', FAMILIES, ids=name)
+def test_a_recipe_and_a_loss_from_the_package(folder, installed, tmp_path):
+    """What fixes the loss of a recipe in a file of one's own."""
+    leaf, loss = recipe_in(folder)
+    base = leaf.relative_to(CONFIGS).as_posix()
+    mine = read(
+        f"_base_ = ['lt_losses_mm::{base}', "
+        f"'lt_losses_mm::_base_/losses/{loss}.py']",
+        tmp_path,
+        HOSTS[folder.parent.name],
+        'seesaw',
+    )
+    # The variable chooses what is replaced by the `lt_loss` of the file.
+    assert (
+        mine.lt_loss
+        == read_config(CONFIGS / f'_base_/losses/{loss}.py').lt_loss
+    )
 
 
 @pytest.mark.parametrize('folder', OWN_DATA, ids=name)

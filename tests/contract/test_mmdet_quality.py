@@ -283,11 +283,11 @@ def test_quality_of_another_shape(build, shape):
 
 
 @pytest.mark.parametrize('kind', ['GFLHead', 'LDHead', 'RTMDetHead'])
-def test_other_losses_say_what_they_miss(loss_type, form, cfg, kind):
+def test_other_losses_say_what_they_miss(loss_type, loss_class, cfg, kind):
     """Without a Runner, which says it before training, the loss does."""
-    sigmoid = form(loss_type).use_sigmoid
+    sigmoid = loss_class(loss_type).use_sigmoid
     head = head_of(kind, cfg(loss_type, use_sigmoid=sigmoid))
-    if form(loss_type).cls.takes_quality:
+    if loss_class(loss_type).takes_quality:
         losses_of(head, objects())
         return
     with pytest.raises(TypeError, match='EqualizedQualityFocalLoss'):

@@ -126,8 +126,8 @@ def test_the_head_tells_the_number_of_classes(running_type, cfg):
     assert head.loss_cls.num_classes == C
     scores = torch.randn(9, head.fc_cls.out_features)
     assert head.loss(scores, None, *targets(head, LABELS))['loss_cls'] > 0
-    head.loss_cls.commit()
-    assert head.loss_cls.pos_count.tolist() == [1, 1, 1, 1, 2]
+    head.loss_cls.statistics.commit()
+    assert head.loss_cls.statistics.pos_count.tolist() == [1, 1, 1, 1, 2]
     with pytest.raises(
         ValueError, match='num_classes=3.*5.*bbox_head.num_classes'
     ):
@@ -137,14 +137,14 @@ def test_the_head_tells_the_number_of_classes(running_type, cfg):
 def test_no_rois(running_type, cfg, midway):
     """The head then leaves out the call; the commit has nothing to add."""
     head = midway(bbox_head(cfg(running_type)))
-    before = {k: v.clone() for k, v in head.loss_cls.statistics.items()}
+    before = head.loss_cls.statistics.sums.clone()
     none = torch.zeros(0).long()
     losses = head.loss(
         torch.zeros(0, head.fc_cls.out_features), None, *targets(head, none)
     )
     assert 'loss_cls' not in losses
     commit_statistics(head)
-    assert_close(head.loss_cls.statistics, before, rtol=0, atol=0)
+    assert_close(head.loss_cls.statistics.sums, before, rtol=0, atol=0)
 
 
 def test_objectness_of_sigmoid_losses(sigmoid_with_objectness, cfg):
@@ -164,9 +164,9 @@ def test_objectness_of_sigmoid_losses(sigmoid_with_objectness, cfg):
     )
 
 
-def test_no_objectness_of_sigmoid_losses(sigmoid_type, form, cfg):
+def test_no_objectness_of_sigmoid_losses(sigmoid_type, loss_class, cfg):
     """C classifiers, and a column of zeros that NMS takes for background."""
-    for background in form(sigmoid_type).cls.background_policies:
+    for background in loss_class(sigmoid_type).background_policies:
         if background == 'objectness':
             continue
         background = 0.9 if background is float else background
@@ -343,7 +343,7 @@ def test_cascade_refines_and_averages(policy, cfg):
 
 
 def test_cascade_stages_have_statistics_of_their_own(
-    running_type, form, cfg, observed
+    running_type, cfg, observed
 ):
     """Each stage has its own boxes, hence positives, hence gradients."""
     head = roi_head(cfg(running_type), stages=3)
@@ -354,15 +354,16 @@ def test_cascade_stages_have_statistics_of_their_own(
     for stage, own in enumerate(sums):
         ((scores, labels, weight),) = calls[stage]
         alone = copy.deepcopy(head.bbox_head[stage].loss_cls)
-        alone.reset_statistics()
+        alone.statistics.reset()
         alone(scores, labels, weight)
         assert_close(observed(alone), [own])
-    if 'neg_grad' in form(running_type).statistics:
+    if 'neg_grad' in alone.statistics.names:
         first, *others = [own['neg_grad'] for own in sums]
         assert not any(first.equal(other) for other in others)
     commit_statistics(head)
     for stage, own in zip(head.bbox_head, sums):
-        assert_close(stage.loss_cls.statistics, own)
+        sums = torch.stack(list(own.values()))
+        assert_close(stage.loss_cls.statistics.sums, sums)
 
 
 def record_calls(head):

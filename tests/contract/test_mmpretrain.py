@@ -79,10 +79,13 @@ def targets(request):
 
 
 @pytest.mark.parametrize('kind', HEADS)
-def test_loss_and_predict(loss_type, form, cfg, midway, kind, targets):
+def test_loss_and_predict(loss_type, loss_class, cfg, midway, kind, targets):
     head = midway(head_of(kind, cfg(loss_type)))
     feats = features(kind)
-    if 'gt_score' in targets[0] and not form(loss_type).cls.takes_soft_labels:
+    if (
+        'gt_score' in targets[0]
+        and not loss_class(loss_type).takes_soft_labels
+    ):
         with pytest.raises(ValueError, match='soft labels.*remove Mixup'):
             head.loss(feats, targets)
         return
@@ -96,29 +99,33 @@ def test_loss_and_predict(loss_type, form, cfg, midway, kind, targets):
     assert predicted[0].pred_score.shape == (C,)
 
 
-OWN = dict(
-    cross_entropy=dict(type='CrossEntropyLoss'),
-    binary_cross_entropy=dict(type='CrossEntropyLoss', use_sigmoid=True),
-    focal=dict(type='FocalLoss', gamma=2.0, alpha=0.25),
+OWN = {
+    'plain cross-entropy': dict(type='CrossEntropyLoss'),
+    'plain binary cross-entropy': dict(
+        type='CrossEntropyLoss', use_sigmoid=True
+    ),
+    'plain focal loss': dict(type='FocalLoss', gamma=2.0, alpha=0.25),
     # With a quality of 1 and no alpha.
-    quality_focal=dict(type='FocalLoss', alpha=0.5, loss_weight=2.0),
-)
+    'plain Quality Focal Loss': dict(
+        type='FocalLoss', alpha=0.5, loss_weight=2.0
+    ),
+}
 
 
 @pytest.mark.parametrize('kind', ['linear', 'conformer'])
 def test_neutral_is_mmpretrains_own_loss(
-    loss_type, form, neutral_cfg, plain_form, kind, targets
+    loss_type, loss_class, neutral_cfg, kind, targets
 ):
-    plain = plain_form(loss_type)
+    plain = loss_class(loss_type).plain_form
     soft = 'gt_score' in targets[0]
     theirs = dict(OWN[plain])
-    if plain == 'cross_entropy':
+    if plain == 'plain cross-entropy':
         theirs['use_soft'] = soft
-    if soft and not form(loss_type).cls.takes_soft_labels:
+    if soft and not loss_class(loss_type).takes_soft_labels:
         pytest.skip('refuses soft labels, see test_loss_and_predict')
-    if plain == 'binary_cross_entropy' and not soft:
+    if plain == 'plain binary cross-entropy' and not soft:
         pytest.skip("mmpretrain's BCE takes no index labels")
-    if 'focal' in plain and soft and not one_hot(targets):
+    if 'focal' in plain.lower() and soft and not one_hot(targets):
         pytest.skip("mmpretrain's focal loss knows no soft labels")
     ours = head_of(kind, neutral_cfg(loss_type))
     theirs = head_of(kind, theirs)
@@ -157,13 +164,13 @@ def test_a_mixed_image_is_observed_as_a_mixture(
     parts = []
     for label in (0, 3):
         other = copy.deepcopy(head)
-        other.loss_module.discard_pending()
+        other.loss_module.statistics.discard_pending()
         other.loss((feats,), samples((label,)))
         parts += observed(other)
     expected = {
         name: 0.7 * parts[0][name] + 0.3 * parts[1][name] for name in sums
     }
-    if gradient_type == 'EqualizedQualityFocalLoss':
+    if head.loss_module.takes_quality:
         # Scores are qualities, of which each makes a whole positive.
         assert sums['pos_count'].tolist() == [1, 0, 0, 1, 0]
         return
@@ -184,7 +191,7 @@ def test_training_accuracy(loss_type, cfg):
     ],
 )
 def test_multi_label(
-    sigmoid_type, cfg, neutral_cfg, plain_form, midway, observed, labels
+    sigmoid_type, loss_class, cfg, neutral_cfg, midway, observed, labels
 ):
     head, plain, theirs = (
         MODELS.build(
@@ -198,7 +205,7 @@ def test_multi_label(
         for loss in (
             cfg(sigmoid_type),
             neutral_cfg(sigmoid_type),
-            OWN[plain_form(sigmoid_type)],
+            OWN[loss_class(sigmoid_type).plain_form],
         )
     )
     midway(head)

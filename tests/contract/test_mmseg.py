@@ -136,7 +136,7 @@ def test_neutral_is_mmsegs_own_loss(softmax_type, neutral_cfg, keys):
 
 
 def test_neutral_is_the_plain_loss(
-    sigmoid_type, neutral_cfg, plain, plain_form
+    sigmoid_type, loss_class, neutral_cfg, plain
 ):
     """Mmseg's own BCE divides by the number of classes, too."""
     ours = head_of('fcn', neutral_cfg(sigmoid_type), in_index=0)
@@ -145,7 +145,7 @@ def test_neutral_is_the_plain_loss(
     kept = stack(data) != 255
     rows = plain(sigmoid_type, logits.movedim(1, -1)[kept], stack(data)[kept])
     assert_close(a, rows.sum() / kept.numel())
-    if plain_form(sigmoid_type) == 'binary_cross_entropy':
+    if loss_class(sigmoid_type).plain_form == 'plain binary cross-entropy':
         own = dict(type='CrossEntropyLoss', use_sigmoid=True)
         theirs = head_of('fcn', own, in_index=0)
         b = theirs.loss_by_feat(logits, data)['loss_ce']

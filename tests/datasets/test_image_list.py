@@ -129,13 +129,17 @@ def test_refuses_ids_that_are_no_labels(tmp_path):
 @pytest.mark.parametrize(
     ('line', 'options', 'message'),
     [
-        ('b.jpg', {}, "line 2: got 'b.jpg', expected '<path> <label>'.*Fix"),
-        ('b.jpg -1', {}, "line 2: got 'b.jpg -1'"),
-        ('b.jpg cat', {}, "line 2: got 'b.jpg cat'"),
+        (
+            'b.jpg',
+            {},
+            "expected '<path> <label>'.* got 'b.jpg' in line 2.*Fix",
+        ),
+        ('b.jpg -1', {}, "got 'b.jpg -1' in line 2"),
+        ('b.jpg cat', {}, "got 'b.jpg cat' in line 2"),
         (
             'b.jpg 2',
             dict(classes=['x', 'y']),
-            "'b.jpg' the label 2, expected 0 to 1 for the 2 classes.*Fix",
+            "labels 0 to 1 for the 2 classes, got 2 for 'b.jpg'.*Fix",
         ),
     ],
 )
@@ -154,8 +158,8 @@ def test_refuses_an_empty_list(tmp_path):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(ann_file='none.txt'), 'ann_file .*none.txt.*Fix: correct'),
-        (dict(classes='none.txt'), 'classes .*none.txt.*Fix: correct'),
+        (dict(ann_file='none.txt'), "ann_file='.*none.txt.*Fix: correct"),
+        (dict(classes='none.txt'), "classes='none.txt.*Fix: correct"),
         (dict(data_prefix='train'), 'first image .*train/a.jpg.*data_prefix'),
     ],
 )

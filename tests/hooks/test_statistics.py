@@ -1,15 +1,18 @@
 """Statistics of losses through the real Runner."""
 
-import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS
+from torch import nn
 from torch.testing import assert_close
 
 from lt_losses_mm.hooks import StatisticsHook
-from lt_losses_mm.hooks.statistics import _was_due
+from lt_losses_mm.hooks.statistics import _calls_hooks, _Owner
 from lt_losses_mm.statistics import RunningStatistics
 
 LOSS = dict(type='lt_losses_mm.SigmoidEqualizationLoss', bias_prior=None)
@@ -42,7 +45,7 @@ def commits(monkeypatch):
     commit = RunningStatistics.commit
 
     def spy(self, sums=None):
-        seen.append(self._pending.clone() if sums is None else sums.clone())
+        seen.append(self.pending.clone() if sums is None else sums.clone())
         return commit(self, sums)
 
     monkeypatch.setattr(RunningStatistics, 'commit', spy)
@@ -54,7 +57,7 @@ def loss_of(runner):
 
 
 def state_of(runner):
-    return {k: v.clone() for k, v in loss_of(runner).statistics.items()}
+    return loss_of(runner).statistics.sums.clone()
 
 
 def messages(log, what):
@@ -79,9 +82,11 @@ def test_a_loss_learns_its_classes_and_its_statistics(make_runner, name):
     loss = loss_of(runner)
     assert loss.num_classes == 3
     # Ten images, seen once.
-    assert loss.pos_count.tolist() == [6, 3, 1]
-    assert (loss.pos_grad > 0).all() and (loss.neg_grad > 0).all()
-    assert not loss._pending.any()
+    assert loss.statistics.pos_count.tolist() == [6, 3, 1]
+    assert (loss.statistics.pos_grad > 0).all() and (
+        loss.statistics.neg_grad > 0
+    ).all()
+    assert not loss.statistics.pending.any()
 
 
 def test_one_commit_a_step(make, commits):
@@ -116,41 +121,52 @@ def test_a_skipped_step_leaves_no_trace(make, monkeypatch, commits):
     runner.train()
     assert len(calls) == 2
     assert [c[2].sum().item() for c in commits] == [5]
-    assert loss_of(runner).pos_count.sum() == 5
+    assert loss_of(runner).statistics.pos_count.sum() == 5
 
 
 def test_steps_that_nobody_counts(make, monkeypatch, commits):
     """torch.compile of torch 2.1 takes the hooks off all optimizers."""
-    hooks = sys.modules['torch.optim.optimizer']._global_optimizer_post_hooks
-    for key in list(hooks):
-        monkeypatch.delitem(hooks, key)
+    # The first instance puts around the step what calls the hooks.
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    bare = torch.optim.SGD.step.__wrapped__
+
+    def step(self, *args, **kwargs):
+        return bare(self, *args, **kwargs)
+
+    step.hooked = True
+    monkeypatch.setattr(torch.optim.SGD, 'step', step)
+    assert not _calls_hooks()
     make().train()
     assert [c[2].sum().item() for c in commits] == [5, 5]
 
 
-def test_a_gradient_scaler_that_skips(make, commits):
-    """The real one of PyTorch, on the CPU, with a gradient of inf."""
+@pytest.mark.parametrize('fused', [False, True])
+def test_a_gradient_scaler_that_skips(make, commits, monkeypatch, fused):
+    """The real one of PyTorch, on the CPU, with a gradient of inf.
+
+    A fused optimizer is called all the same, and skips inside its kernel.
+    """
     if not hasattr(torch.amp, 'GradScaler'):
         pytest.skip('this torch scales gradients on CUDA only')
-    runner = make()
+    optimizer = dict(type='SGD', lr=0.1, **(dict(fused=True) if fused else {}))
+    runner = make(optim_wrapper=dict(optimizer=optimizer))
     scaler = torch.amp.GradScaler('cpu', init_scale=2.0**16)
-    batches = []
+    weight, weights = runner.model.head.fc.weight, []
 
     def step(self, **kwargs):
-        batches.append(1)
-        if len(batches) == 1:
+        if not weights:
+            weights.append(weight.detach().clone())
             for p in runner.model.parameters():
                 p.grad.fill_(torch.inf)
         scaler.scale(torch.zeros(()))
         scaler.step(self.optimizer)
         scaler.update()
+        weights.append(weight.detach().clone())
 
-    original = OptimWrapper.step
-    OptimWrapper.step = step
-    try:
-        runner.train()
-    finally:
-        OptimWrapper.step = original
+    monkeypatch.setattr(OptimWrapper, 'step', step)
+    runner.train()
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
     assert [c[2].sum().item() for c in commits] == [5]
 
 
@@ -183,8 +199,160 @@ def test_several_optimizers_commit_together(make_runner, loader, commits):
     assert [c[2].sum().item() for c in commits] == [12, 12]
 
 
-def test_wrappers_of_other_engines_do_not_tell():
-    assert _was_due(object()) is None
+class Adversaries(nn.Module):
+    """A head, beside a discriminator with a loss of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = MODELS.get('PlaneModel')(dict(LOSS), 3).head
+        self.discriminator = MODELS.get('PlaneModel')(dict(LOSS), 2).head
+        for head in (self.generator, self.discriminator):
+            head.loss_module.set_num_classes(head.num_classes)
+
+    def forward(self, x, gt_label, mode='loss'):
+        return dict(
+            generator=self.generator.loss_module(self.generator(x), gt_label),
+            discriminator=self.discriminator.loss_module(
+                self.discriminator(x), gt_label.clamp(max=1)
+            ),
+        )
+
+
+def adversaries(accumulate=1):
+    """A model, and a wrapper for each of its halves."""
+    model = Adversaries()
+    return model, OptimWrapperDict(
+        **{
+            name: OptimWrapper(
+                torch.optim.SGD(half.parameters(), lr=0.1),
+                accumulative_counts=accumulate if name == 'generator' else 1,
+            )
+            for name, half in model.named_children()
+        }
+    )
+
+
+def seen(model):
+    return [
+        int(half.loss_module.statistics.pos_count.sum())
+        for half in model.children()
+    ]
+
+
+@pytest.fixture
+def train_adversaries(make_runner):
+    """Trains with the optimizers that take part in each iteration."""
+
+    def run(schedule, accumulate=1):
+        model, wrappers = adversaries(accumulate)
+        turns, history = iter(schedule), []
+
+        class Alternating(BaseModel):
+            def __init__(self):
+                super().__init__()
+                self.both = model
+
+            def forward(self, x, gt_label, mode='loss', **kwargs):
+                return self.both(x, gt_label)
+
+            def train_step(self, data, optim_wrapper):
+                history.append(seen(self.both))
+                losses = self(**self.data_preprocessor(data))
+                for name in next(turns):
+                    optim_wrapper[name].update_params(losses[name])
+                return {}
+
+        # It trains a copy of the model.
+        runner = make_runner(
+            model=Alternating(),
+            custom_hooks=[QUIET],
+            optim_wrapper=wrappers,
+            train_cfg=dict(by_epoch=False, max_iters=len(schedule)),
+            val_dataloader=False,
+            val_cfg=False,
+            val_evaluator=False,
+        )
+        runner.train()
+        return [*history, seen(runner.model.both)][1:]
+
+    return run
+
+
+def test_each_optimizer_commits_for_its_own_model(train_adversaries):
+    """Five rows an iteration, which both halves see."""
+    both = ('generator', 'discriminator')
+    assert train_adversaries([both] * 2) == [[5, 5], [10, 10]]
+    # What was due and did not come is dropped, as a skipped step is.
+    assert train_adversaries(
+        [('discriminator',), ('discriminator',), both, ('generator',)]
+    ) == [[0, 5], [0, 10], [5, 15], [10, 15]]
+
+
+def test_a_discriminator_does_not_end_the_cycle_of_the_generator(
+    train_adversaries,
+):
+    """The generator accumulates gradients of two iterations."""
+    both = ('generator', 'discriminator')
+    assert train_adversaries([both] * 4, accumulate=2) == [
+        [0, 5],
+        [10, 10],
+        [10, 15],
+        [20, 20],
+    ]
+
+
+def test_steps_of_an_unknown_optimizer_commit_nothing(make, commits):
+    """Of a meta learner, or of another model: the loss's own never steps."""
+    runner = make()
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    other = torch.optim.SGD([weight], lr=0.1)
+
+    class Elsewhere(Hook):
+        priority = 54
+
+        def after_train_iter(self, *args, **kwargs):
+            other.step()
+
+    runner.register_hook(Elsewhere())
+    runner.optim_wrapper = OptimWrapper(
+        torch.optim.SGD(runner.model.parameters(), lr=0.1)
+    )
+    runner.optim_wrapper.step = lambda **kwargs: None
+    runner.train()
+    assert weight.item() < 0.9
+    assert not commits and not loss_of(runner).statistics.sums.any()
+
+
+def test_hooks_are_taken_off_the_optimizer_after_training(make):
+    runner = make()
+    runner.train()
+    assert not runner.optim_wrapper.optimizer._optimizer_step_post_hooks
+
+
+def test_wrappers_of_other_engines_do_not_tell(commits):
+    """Whether a step was due; the optimizer in it tells whether it was."""
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    sums = RunningStatistics(['a'], 2)
+    owner = _Owner([SimpleNamespace(optimizer=optimizer)], [sums])
+    sums.pending += 1
+    owner.commit()
+    assert not commits and sums.pending.any()
+    optimizer.step()
+    owner.commit()
+    assert [c.tolist() for c in commits] == [[[1, 1]]]
+    owner.release()
+    optimizer.step()
+    owner.commit()
+    assert len(commits) == 1
+
+
+def test_without_an_optimizer_each_iteration_is_a_step(commits):
+    owner = _Owner([object()], [RunningStatistics(['a'], 2)])
+    owner.commit()
+    assert len(commits) == 1
 
 
 def test_statistics_are_resumed_exactly(make, tmp_path):
@@ -201,9 +369,8 @@ def test_statistics_are_resumed_exactly(make, tmp_path):
         resume=True,
     )
     second.train()
-    for name, value in state_of(whole).items():
-        assert_close(state_of(second)[name], value, rtol=0, atol=0)
-    assert loss_of(second).pos_count.tolist() == [18, 9, 3]
+    assert_close(state_of(second), state_of(whole), rtol=0, atol=0)
+    assert loss_of(second).statistics.pos_count.tolist() == [18, 9, 3]
 
 
 @pytest.mark.parametrize('keep', [False, True])
@@ -215,7 +382,7 @@ def test_fine_tuning_starts_anew(make, tmp_path, log, keep):
         work_dir=str(tmp_path / 'b'),
     )
     tuned.train()
-    assert loss_of(tuned).pos_count.tolist() == [
+    assert loss_of(tuned).statistics.pos_count.tolist() == [
         n * (1 + keep) for n in (6, 3, 1)
     ]
     assert len(messages(log, 'are dropped')) == (not keep)
@@ -233,7 +400,7 @@ def test_statistics_that_come_with_weights_are_dropped(
     else:
         tuned.load_checkpoint(path)
     tuned.train()
-    assert loss_of(tuned).pos_count.tolist() == [6, 3, 1]
+    assert loss_of(tuned).statistics.pos_count.tolist() == [6, 3, 1]
     assert len(messages(log, 'are dropped')) == 1
 
 
@@ -241,7 +408,7 @@ def test_a_look_at_the_loss_before_training_is_not_counted(make):
     runner = make(dict(num_classes=3))
     loss_of(runner)(torch.zeros(3, 3, requires_grad=True), torch.arange(3))
     runner.train()
-    assert loss_of(runner).pos_count.tolist() == [6, 3, 1]
+    assert loss_of(runner).statistics.pos_count.tolist() == [6, 3, 1]
 
 
 def test_a_loss_that_is_never_called_is_told_once(make_runner, log):
@@ -286,7 +453,7 @@ def test_fine_tuning_for_other_classes_goes_on(make, loader, tmp_path):
         work_dir=str(tmp_path / 'b'),
     )
     other.train()
-    assert loss_of(other).pos_count.tolist() == [4, 3, 2, 1]
+    assert loss_of(other).statistics.pos_count.tolist() == [4, 3, 2, 1]
 
 
 @pytest.mark.parametrize('update_buffers', [False, True])
@@ -305,14 +472,16 @@ def test_averaging_of_weights_leaves_statistics_alone(
         work_dir=str(tmp_path / 'b'),
     )
     averaged.train()
-    for name, value in state_of(plain).items():
-        assert_close(state_of(averaged)[name], value, rtol=0, atol=0)
-        saved = torch.load(tmp_path / 'b' / 'epoch_2.pth', weights_only=False)
-        key = f'head.loss_module.{name}'
-        assert_close(saved['state_dict'][key], value, rtol=0, atol=0)
-        assert_close(
-            saved['ema_state_dict'][f'module.{key}'], value, rtol=0, atol=0
-        )
+    value = state_of(plain)
+    assert value.any()
+    saved = torch.load(tmp_path / 'b' / 'epoch_2.pth', weights_only=False)
+    key = 'head.loss_module.statistics.sums'
+    for found in (
+        state_of(averaged),
+        saved['state_dict'][key],
+        saved['ema_state_dict'][f'module.{key}'],
+    ):
+        assert_close(found, value, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('update_buffers', [False, True])
@@ -340,8 +509,7 @@ def test_averaging_of_weights_resumes_exactly(
     whole = run('a', 3)
     run('b', 2)
     resumed = run('b', 3, resume=True)
-    for name, value in state_of(whole).items():
-        assert_close(state_of(resumed)[name], value, rtol=0, atol=0)
+    assert_close(state_of(resumed), state_of(whole), rtol=0, atol=0)
 
 
 def test_validation_and_test_change_nothing(make):
@@ -349,8 +517,7 @@ def test_validation_and_test_change_nothing(make):
     runner.train()
     before = state_of(runner)
     runner.val()
-    for name, value in state_of(runner).items():
-        assert_close(value, before[name], rtol=0, atol=0)
+    assert_close(state_of(runner), before, rtol=0, atol=0)
 
 
 def test_health_log(make, log):

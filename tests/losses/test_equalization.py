@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import lt_losses_mm
-from lt_losses_mm.kernels import PATHS, use_path
+from lt_losses_mm.kernels import ENGINES, use_engine
 from lt_losses_mm.losses import (
     BalancedSoftmaxLoss,
     EqualizationLoss,
+    EqualizationSoftmaxLoss,
     EqualizedFocalLoss,
     EqualizedQualityFocalLoss,
     SigmoidEqualizationLoss,
@@ -33,7 +34,7 @@ NEG = (40.0, 4.0, 1.0, 5.0)
 
 def fill(loss, pos=POS, neg=NEG):
     for name, values in (('pos_grad', pos), ('neg_grad', neg)):
-        getattr(loss, name).copy_(torch.tensor(values))
+        getattr(loss.statistics, name).copy_(torch.tensor(values))
     return loss
 
 
@@ -56,10 +57,10 @@ def batch():
 def observed(loss, *args, **kwargs):
     """What one optimizer step adds to the statistics, (3, C)."""
     loss = copy.deepcopy(loss)
-    before = torch.stack(list(loss.statistics.values()))
+    before = loss.statistics.sums.clone()
     loss(*args, **kwargs)
     lt_losses_mm.commit_statistics(loss)
-    return torch.stack(list(loss.statistics.values())) - before
+    return loss.statistics.sums - before
 
 
 FLOAT32 = dict(rtol=1e-5, atol=1e-6)
@@ -87,16 +88,20 @@ def plain_rows(name, logits, labels):
 def test_begins_as_its_plain_form(name, batch):
     loss = make(name)
     close(loss(*batch, reduction_override='none'), plain_rows(name, *batch))
-    assert not any(s.any() for s in loss.statistics.values())
+    assert not loss.statistics.sums.any()
 
 
 def test_first_step_of_sigmoid_eql():
     """A class not yet seen positive has its negatives all but turned off."""
     loss = make('sigmoid')
     loss(torch.zeros(6, C), torch.tensor([0, 0, 0, 0, 1, 1]))
-    loss.commit()
-    close(loss.pos_grad, torch.tensor([2.0, 1.0, 0.0, 0.0]).double())
-    close(loss.neg_grad, torch.tensor([1.0, 2.0, 3.0, 3.0]).double())
+    loss.statistics.commit()
+    close(
+        loss.statistics.pos_grad, torch.tensor([2.0, 1.0, 0.0, 0.0]).double()
+    )
+    close(
+        loss.statistics.neg_grad, torch.tensor([1.0, 2.0, 3.0, 3.0]).double()
+    )
     q, r = loss.weights()
     assert [round(v, 4) for v in q.tolist()] == [1.0, 4.8936, 4.9997, 4.9997]
     assert [round(v, 6) for v in r.tolist()[2:]] == [6.8e-5, 6.8e-5]
@@ -108,7 +113,7 @@ def test_first_step_of_equalized_focal(scale, factors):
         loss = make(name, scale_factor=scale)
         assert [f.tolist() for f in loss.factors()] == [[2.0] * C, [1.0] * C]
         loss(torch.zeros(6, C), torch.tensor([0, 0, 0, 0, 0, 1]))
-        loss.commit()
+        loss.statistics.commit()
         assert tuple(f[3].item() for f in loss.factors()) == factors
         assert tuple(f[0].item() for f in loss.factors()) == (2, 1)
 
@@ -204,17 +209,13 @@ def test_eql_without_rare_classes_is_bce(batch):
 
 @pytest.mark.parametrize('kwargs', [dict(gamma=0), dict(threshold=1)])
 def test_eql_of_softmax_that_leaves_out_nothing_is_ce(batch, kwargs):
-    loss = EqualizationLoss(
-        class_counts=[9, 5, 2, 1], use_sigmoid=False, **kwargs
-    )
+    loss = EqualizationSoftmaxLoss(class_counts=[9, 5, 2, 1], **kwargs)
     ours = loss(*batch, reduction_override='none')
     close(ours, plain_rows('softmax', *batch))
 
 
 def test_eql_of_softmax_leaves_out_a_share_of_gamma():
-    loss = EqualizationLoss(
-        class_counts=[900, 1], use_sigmoid=False, gamma=0.75
-    )
+    loss = EqualizationSoftmaxLoss(class_counts=[900, 1], gamma=0.75)
     torch.manual_seed(0)
     rows = loss(
         torch.zeros(4000, 2),
@@ -229,9 +230,8 @@ def test_eql_of_softmax_leaves_out_a_share_of_gamma():
 
 
 def random_softmax(gamma=0.6, classes=6):
-    return EqualizationLoss(
+    return EqualizationSoftmaxLoss(
         class_counts=[500, 1] * (classes // 2),
-        use_sigmoid=False,
         gamma=gamma,
         reduction='none',
     )
@@ -243,32 +243,32 @@ def with_seed(call, seed=0):
 
 
 @pytest.mark.parametrize('size', [(40, 6), (40, 7), (3, 6, 5, 4)])
-def test_all_paths_of_eql_of_softmax_draw_the_same(size):
+def test_all_engines_of_eql_of_softmax_draw_the_same(size):
     loss = random_softmax()
     logits = torch.randn(size)
     labels = torch.randint(size[1], size[:1] + size[2:])
     labels.view(-1)[2] = -100 if len(size) == 2 else 255
 
-    def run(path):
-        with use_path(path):
+    def run(engine):
+        with use_engine(engine):
             z = logits.clone().requires_grad_()
             rows = loss(z, labels)
             rows.sum().backward()
             return rows.detach(), z.grad
 
-    expected = with_seed(lambda: run('functional'))
+    expected = with_seed(lambda: run('reference'))
     assert (expected[1] == 0).any()
-    for path in PATHS:
-        rows, gradient = with_seed(lambda path=path: run(path))
+    for engine in ENGINES:
+        rows, gradient = with_seed(lambda engine=engine: run(engine))
         close(rows, expected[0], **FLOAT32)
         close(gradient, expected[1], **FLOAT32)
         assert torch.equal(gradient == 0, expected[1] == 0)
         # Each call draws anew.
-        assert not torch.equal(run(path)[1] == 0, gradient == 0)
+        assert not torch.equal(run(engine)[1] == 0, gradient == 0)
 
 
-@pytest.mark.parametrize('path', PATHS)
-def test_derivatives_of_eql_of_softmax(path):
+@pytest.mark.parametrize('engine', ENGINES)
+def test_derivatives_of_eql_of_softmax(engine):
     loss = random_softmax()
     labels = torch.tensor([0, 1, 6, 3, -100])
     logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
@@ -276,13 +276,13 @@ def test_derivatives_of_eql_of_softmax(path):
     def call(z):
         return with_seed(lambda: loss(z, labels))
 
-    with use_path(path):
+    with use_engine(engine):
         torch.autograd.gradcheck(call, logits, check_forward_ad=False)
         torch.autograd.gradgradcheck(call, logits)
 
 
-@pytest.mark.parametrize('path', PATHS)
-def test_checkpoints_of_eql_of_softmax_draw_the_same(path):
+@pytest.mark.parametrize('engine', ENGINES)
+def test_checkpoints_of_eql_of_softmax_draw_the_same(engine):
     loss = random_softmax()
     labels = torch.arange(30) % 6
     logits = torch.randn(30, 6, requires_grad=True)
@@ -293,7 +293,7 @@ def test_checkpoints_of_eql_of_softmax_draw_the_same(path):
     def gradient(value):
         return torch.autograd.grad(value(), logits)[0]
 
-    with use_path(path):
+    with use_engine(engine):
         expected = with_seed(lambda: gradient(lambda: call(logits)))
         found = with_seed(
             lambda: gradient(
@@ -341,11 +341,10 @@ def test_large_logits(name, dtype):
         loss = fill(make(name))
         leaf = logits.clone().requires_grad_()
         loss(leaf, labels, reduction_override='sum').backward()
-        loss.commit()
+        loss.statistics.commit()
         rows = loss.eval()(logits, labels, reduction_override='none')
         return [
-            value.double()
-            for value in (rows, leaf.grad, *loss.statistics.values())
+            value.double() for value in (rows, leaf.grad, loss.statistics.sums)
         ]
 
     eps = 2 * max(torch.finfo(dtype).eps, 1e-5)
@@ -483,9 +482,9 @@ def test_passes_that_do_not_train_do_not_count(name, batch):
     loss.eval()
     loss(*batch)
     loss.train()
-    before = {k: v.clone() for k, v in loss.statistics.items()}
-    loss.commit()
-    assert all(torch.equal(v, before[k]) for k, v in loss.statistics.items())
+    before = loss.statistics.sums.clone()
+    loss.statistics.commit()
+    assert torch.equal(loss.statistics.sums, before)
 
 
 def test_background_is_no_class():
@@ -496,8 +495,8 @@ def test_background_is_no_class():
     assert ours.shape == (3, C)
     close(ours[2], torch.tensor([1, 0, 0, 1]).double())
     # Rows of background are negatives of all classes.
-    shift = torch.cat([softmax.prior_counts, softmax.pos_grad.new_zeros(1)])
-    shift[:C] = (C * shift[:C] / shift[:C].sum()).log()
+    prior = softmax.learned_prior()
+    shift = torch.cat([(C * prior / prior.sum()).log(), prior.new_zeros(1)])
     p = (logits + shift).softmax(1)
     expected = p[:, :C].sum(0)
     expected[0] -= p[0, 0]
@@ -543,7 +542,7 @@ def test_a_broken_batch_does_not_poison(name, batch, bad):
     if math.isnan(bad):
         assert not added.any()
     loss(broken, labels)
-    loss.commit()
+    loss.statistics.commit()
     fill(loss)
     close(observed(loss, logits, labels), expected)
 

@@ -9,22 +9,22 @@ from torch.testing import assert_close
 
 import lt_losses_mm
 from lt_losses_mm.functional import seesaw_cross_entropy
-from lt_losses_mm.kernels import PATHS, use_path
+from lt_losses_mm.kernels import ENGINES, use_engine
 from lt_losses_mm.losses import SeesawSoftmaxLoss
 
 C = 4
 COUNTS = (500.0, 60.0, 9.0, 2.0)
 
 
-@pytest.fixture(params=PATHS)
-def path(request):
-    with use_path(request.param):
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    with use_engine(request.param):
         yield request.param
 
 
 def make(counts=COUNTS, roi=False, **kwargs):
     loss = SeesawSoftmaxLoss(num_classes=C, **kwargs)
-    loss.pos_count.copy_(torch.tensor(counts))
+    loss.statistics.pos_count.copy_(torch.tensor(counts))
     if roi:
         loss.get_cls_channels(C)
     return loss
@@ -43,30 +43,30 @@ def draw(columns, n=30, labels=None, size=(), seed=0):
 def counted(loss, *args, **kwargs):
     """What one optimizer step adds to the counts."""
     loss = copy.deepcopy(loss)
-    before = loss.pos_count.clone()
+    before = loss.statistics.pos_count.clone()
     loss(*args, **kwargs)
     lt_losses_mm.commit_statistics(loss)
-    return (loss.pos_count - before).tolist()
+    return (loss.statistics.pos_count - before).tolist()
 
 
 # ------------------------------------------------------------------- counts
-def test_counts_wait_for_the_optimizer_step(path):
+def test_counts_wait_for_the_optimizer_step(engine):
     """The current batch is not among the counts that its loss reads."""
     loss = SeesawSoftmaxLoss(num_classes=2, q=0, p=1)
     logits, labels = torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])
     for _ in range(2):
         assert_close(loss(logits, labels), torch.tensor(2.0).log())
-        assert loss.pos_count.tolist() == [0, 0]
-    loss.commit()
-    assert loss.pos_count.tolist() == [6, 2]
+        assert loss.statistics.pos_count.tolist() == [0, 0]
+    loss.statistics.commit()
+    assert loss.statistics.pos_count.tolist() == [6, 2]
     rows = loss(logits, labels, reduction_override='none')
     assert_close(rows.exp(), torch.tensor([4 / 3, 4 / 3, 4 / 3, 2]))
-    loss.commit()
-    assert loss.pos_count.tolist() == [9, 3]
+    loss.statistics.commit()
+    assert loss.statistics.pos_count.tolist() == [9, 3]
 
 
 @pytest.mark.parametrize('reduction', ['none', 'mean', 'sum'])
-def test_a_row_counts_once_whatever_its_weight(path, reduction):
+def test_a_row_counts_once_whatever_its_weight(engine, reduction):
     logits, labels = draw(C, n=6)
     labels[:] = torch.tensor([0, 1, 1, 2, 3, 3])
     weight = torch.tensor([0.5, 3.0, 0.0, 1.0, 0.0, 0.0])
@@ -80,7 +80,7 @@ def test_a_row_counts_once_whatever_its_weight(path, reduction):
     [(C, 'objectness'), (C + 1, 'keep_odds'), (C + 2, 'objectness')],
 )
 def test_ignored_rows_and_background_are_not_counted(
-    path, columns, background
+    engine, columns, background
 ):
     loss = make(roi=columns > C, background=background)
     labels = torch.tensor([0, 3, -100, 3, 2, -100])
@@ -90,7 +90,7 @@ def test_ignored_rows_and_background_are_not_counted(
     assert counted(loss, logits, labels) == [float(columns == C), 0, 1, 2]
 
 
-def test_ignored_pixels_are_not_counted(path):
+def test_ignored_pixels_are_not_counted(engine):
     logits, labels = draw(C, n=2, size=(3, 5))
     labels[0] = 255
     expected = labels[1].flatten().bincount(minlength=C)
@@ -100,7 +100,7 @@ def test_ignored_pixels_are_not_counted(path):
     assert counted(make(), last, labels) == expected.tolist()
 
 
-def test_what_does_not_train_is_not_counted(path):
+def test_what_does_not_train_is_not_counted(engine):
     batch = draw(C)
     assert not any(counted(make().eval(), *batch))
     with torch.no_grad():
@@ -120,29 +120,32 @@ def test_a_class_without_samples_is_taken_for_one_sample():
 def test_decay():
     loss = make((8, 4, 2, 0), decay=0.5)
     loss(torch.zeros(1, C), torch.tensor([3]))
-    loss.commit()
-    assert loss.pos_count.tolist() == [4, 2, 1, 1]
+    loss.statistics.commit()
+    assert loss.statistics.pos_count.tolist() == [4, 2, 1, 1]
 
 
 def test_checkpoint(tmp_path):
     trained = make()
     batch = draw(C)
     trained(*batch)
-    trained.commit()
+    trained.statistics.commit()
     torch.save(trained.state_dict(), tmp_path / 'loss.pth')
     state = torch.load(tmp_path / 'loss.pth', weights_only=True)
-    assert set(state) == {'class_counts', 'pos_count'}
+    assert set(state) == {'class_counts', 'statistics.sums'}
     loss = SeesawSoftmaxLoss()
     loss.load_state_dict(state)
     assert loss.num_classes == C
-    assert loss.pos_count.tolist() == trained.pos_count.tolist()
+    assert (
+        loss.statistics.pos_count.tolist()
+        == trained.statistics.pos_count.tolist()
+    )
     assert_close(loss(*batch), trained(*batch))
     with pytest.raises(RuntimeError, match='num_classes=3, expected 4'):
         SeesawSoftmaxLoss(num_classes=3).load_state_dict(state)
 
 
 # --------------------------------------------------------------- background
-def test_objectness_is_a_second_softmax(path):
+def test_objectness_is_a_second_softmax(engine):
     """Classes compete in rows with an object, objectness in all rows."""
     loss = make(roi=True)
     logits, labels = draw(C + 2, labels=C + 1)
@@ -157,7 +160,7 @@ def test_objectness_is_a_second_softmax(path):
         reduction='none',
     )
     expected[has_object] += seesaw_cross_entropy(
-        z[has_object, :C], labels[has_object], loss.pos_count.log()
+        z[has_object, :C], labels[has_object], loss.statistics.pos_count.log()
     )
     assert_close(rows.detach(), expected)
     rows.sum().backward()
@@ -166,7 +169,7 @@ def test_objectness_is_a_second_softmax(path):
     assert logits.grad[0, C:].all()
 
 
-def test_background_in_the_softmax(path):
+def test_background_in_the_softmax(engine):
     """Its rows are those of cross-entropy without the compensation."""
     logits, labels = draw(C + 1)
     assert (labels == C).any()
@@ -197,26 +200,26 @@ def test_objectness_is_for_roi_heads(columns):
     assert loss(torch.zeros(1, C + 1), torch.tensor([0])) > 0
 
 
-# -------------------------------------------------------------------- paths
+# ------------------------------------------------------------------ engines
 @pytest.mark.parametrize(
     ('columns', 'size'), [(C, ()), (C, (2, 3)), (C + 1, ()), (C + 2, ())]
 )
-def test_all_paths_agree(columns, size):
+def test_all_engines_agree(columns, size):
     logits, labels = draw(columns, labels=min(columns, C + 1), size=size)
     labels.view(-1)[::7] = 255
     weight = torch.rand(labels.shape, dtype=torch.float64)
     results = []
-    for name in PATHS:
+    for name in ENGINES:
         loss = make(
             roi=columns > C,
             background='keep_odds' if columns == C + 1 else 'objectness',
         )
         z = logits.clone().requires_grad_()
-        with use_path(name):
+        with use_engine(name):
             value = loss(z, labels, weight, ignore_index=255)
             value.backward()
-        loss.commit()
-        results.append((value.detach(), z.grad, loss.pos_count))
+        loss.statistics.commit()
+        results.append((value.detach(), z.grad, loss.statistics.pos_count))
     for other in results[:-1]:
         assert_close(other, results[-1])
 
@@ -253,7 +256,7 @@ def reference(labels, **kwargs):
 
 
 @pytest.mark.parametrize('weighted', [False, True])
-def test_mmdets_own(path, weighted):
+def test_mmdets_own(engine, weighted):
     """In a RoI head, which passes ``avg_factor``: value and gradient."""
     logits, labels = draw(C + 2, labels=C + 1)
     weight = torch.ones(30, dtype=torch.float64)
@@ -267,15 +270,15 @@ def test_mmdets_own(path, weighted):
         value.backward()
         gradients.append((value.detach(), z.grad))
     assert_close(*gradients, rtol=1e-5, atol=1e-6)
-    ours.commit()
+    ours.statistics.commit()
     assert_close(
-        ours.pos_count,
+        ours.statistics.pos_count,
         torch.tensor(COUNTS).double() + labels.bincount(minlength=C + 1)[:C],
     )
     assert_close(ours.get_activation(logits), theirs.get_activation(logits))
 
 
-def test_mmdets_own_term_by_term(path):
+def test_mmdets_own_term_by_term(engine):
     logits, labels = draw(C + 2, labels=C + 1)
     theirs = reference(labels, reduction='none')(logits, labels)
     rows = make(roi=True)(logits, labels, reduction_override='none')

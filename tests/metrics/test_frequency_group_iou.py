@@ -215,7 +215,7 @@ def test_auto_counts_are_handed_in():
     metric = build(3)
     assert metric.class_counts == 'auto'
     data = [sample([[0, 1, 2]], [[0, 1, 1]])]
-    with pytest.raises(RuntimeError, match="='auto' was not filled"):
+    with pytest.raises(RuntimeError, match="='auto', .*was not filled.*Fix"):
         metric.process({}, data)
     metric.set_class_counts(
         ClassCounts(np.array([1.0, 3.0, 2.0]), 'pixel', None, 'train set')
@@ -235,11 +235,23 @@ def test_auto_counts_are_handed_in():
         (
             [[0, 3]],
             [[0, 1]],
-            'gt_sem_seg holds values 0..3.*reduce_zero_label',
+            r'gt_sem_seg=\(0, 3\), expected values 0\.\.2.*reduce_zero_label',
         ),
-        ([[0, -1]], [[0, 1]], 'gt_sem_seg holds values -1..0'),
-        ([[0, 1]], [[0, 3]], 'pred_sem_seg holds values 0..3'),
-        ([[0, 1]], [[0, 1, 1]], 'differ in shape'),
+        (
+            [[0, -1]],
+            [[0, 1]],
+            r'gt_sem_seg=\(-1, 0\), expected values 0\.\.2.*Fix',
+        ),
+        (
+            [[0, 1]],
+            [[0, 3]],
+            r'pred_sem_seg=\(0, 3\), expected values 0\.\.2.*Fix',
+        ),
+        (
+            [[0, 1]],
+            [[0, 1, 1]],
+            r'pred_sem_seg=\(3,\), expected the shape \(2,\).*Fix',
+        ),
     ],
 )
 def test_faulty_masks_are_refused(label, pred, message):

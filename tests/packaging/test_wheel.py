@@ -3,35 +3,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
 import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+from environments import new_environment, pip, run
 from mmengine.config import Config
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-SOURCES = (
-    'lt_losses_mm',
-    'configs',
-    'tools',
-    'requirements',
-    'pyproject.toml',
-    'setup.py',
-    'MANIFEST.in',
-    'model-index.yml',
-    'requirements.txt',
-    'README.md',
-    'LICENSE',
-    'CHANGELOG.md',
-    'CITATION.cff',
-)
 HOSTS = {
     'classification': 'onedl-mmpretrain',
     'detection': 'onedl-mmdetection',
@@ -54,70 +37,6 @@ def leaf(task: str, loss: str) -> Path:
     """The config of the embedded benchmark for a task and a loss."""
     (path,) = (ROOT / 'configs' / task / 'digits').glob(f'*{loss}*.py')
     return path
-
-
-def run(*command: object, cwd: Path) -> str:
-    """Run a command that must succeed, out of reach of the checkout."""
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ('PYTHONPATH', 'PYTEST_CURRENT_TEST')
-    }
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, f'{command}\n{done.stdout[-6000:]}'
-    return done.stdout
-
-
-def pip(*arguments: object, cwd: Path) -> str:
-    return run(sys.executable, '-m', 'pip', '-q', *arguments, cwd=cwd)
-
-
-@pytest.fixture(scope='session')
-def source(tmp_path_factory) -> Path:
-    """A copy of what a clone holds, because a build writes beside it."""
-    copy = tmp_path_factory.mktemp('source')
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name,
-                copy / name,
-                ignore=shutil.ignore_patterns('__pycache__'),
-            )
-        else:
-            shutil.copy2(ROOT / name, copy)
-    return copy
-
-
-@pytest.fixture(scope='session')
-def wheel(source, tmp_path_factory) -> Path:
-    target = tmp_path_factory.mktemp('wheel')
-    before = {path.relative_to(source) for path in source.rglob('*')}
-    pip(
-        'wheel',
-        '--no-deps',
-        '--no-build-isolation',
-        f'--wheel-dir={target}',
-        source,
-        cwd=target,
-    )
-    after = {path.relative_to(source) for path in source.rglob('*')}
-    left = {path.parts[0] for path in after - before}
-    assert left <= {'mm_lt_losses.egg-info'}
-    (path,) = target.iterdir()
-    return path
-
-
-def new_environment(folder: Path) -> Path:
-    """An empty environment; returns its Python."""
-    run(sys.executable, '-m', 'venv', '--without-pip', folder, cwd=folder)
-    return folder / 'bin' / 'python'
 
 
 def add_this_environment(python: Path) -> None:
@@ -240,7 +159,7 @@ BENCHMARKS = {
         'model.backbone.init_cfg=None',
     ),
     'ade20k': (
-        'fcn_r50-d8_4xb4-160k-balanced-softmax_ade20k-512x512.py',
+        'fcn_r50-d8_4xb4-160k-cross-entropy_ade20k-512x512.py',
         'train_cfg.max_iters=2',
         'default_hooks.checkpoint.interval=2',
         'train_dataloader.dataset.pipeline.2.scale=(256,64)',
@@ -259,14 +178,18 @@ def test_mim_train_and_test_of_a_benchmark(installed, tmp_path, benchmark):
     mim = (installed, '-m', 'mim')
     make = ('run', 'mm-lt-losses', 'make_double', benchmark, 'data')
     run(*mim, *make, cwd=tmp_path)
+    # A recipe takes another loss.
+    loss = ['--loss=balanced_softmax'] * ('cross-entropy' in name)
     options = (
-        *('--work-dir=work', '--cfg-options', *changes),
+        *('--work-dir=work', *loss, '--cfg-options', *changes),
         *('val_cfg=None', 'val_dataloader=None', 'val_evaluator=None'),
         *('train_dataloader.batch_size=2', 'train_dataloader.num_workers=0'),
         *('train_dataloader.persistent_workers=False',),
     )
     run(*mim, 'train', 'mm-lt-losses', name, *options, cwd=tmp_path)
     (checkpoint,) = (tmp_path / 'work').glob('*_[12].pth')
+    # What was trained is on record.
+    assert "type='lt_losses_mm." in (tmp_path / 'work' / name).read_text()
     run(
         *(*mim, 'test', 'mm-lt-losses', name),
         *(f'--checkpoint={checkpoint}', *options),

@@ -358,7 +358,7 @@ def test_unknown_sampler_and_wrapper():
     for sampler in (Doubling(dataset), WeightedRandomSampler([1.0] * 8, 8)):
         name = type(sampler).__name__
         with pytest.raises(
-            ValueError, match=f'class_counts=auto.*expected.*got {name}.*Fix'
+            ValueError, match=f"class_counts='auto'.*expected.*{name}.*Fix"
         ):
             count_dataset(dataset, sampler=sampler)
         assert rebalanced_by(dataset, sampler) == (
@@ -422,7 +422,7 @@ def test_data_set_with_get_cat_ids_alone():
 )
 def test_label_out_of_range(labels, shown):
     with pytest.raises(
-        ValueError, match=f'class_counts=auto.*0 to 4.*got {shown}.*Fix'
+        ValueError, match=f"class_counts='auto'.*0 to 4.*got {shown}.*Fix"
     ):
         count_dataset(Labels(labels))
 
@@ -430,11 +430,11 @@ def test_label_out_of_range(labels, shown):
 def test_faults():
     with pytest.raises(ValueError, match='5 counts.*num_classes=7.*Fix'):
         count_dataset(Boxes(), num_classes=7)
-    with pytest.raises(ValueError, match='count_unit=pixel.*Boxes.*Fix'):
+    with pytest.raises(ValueError, match="count_unit='pixel'.*Boxes.*Fix"):
         count_dataset(Boxes(), unit='pixel')
-    with pytest.raises(ValueError, match='count_unit=instance.*Fix'):
+    with pytest.raises(ValueError, match="count_unit='instance'.*Fix"):
         count_dataset(Labels([1, 2]), unit='instance')
-    with pytest.raises(ValueError, match='count_unit=box'):
+    with pytest.raises(ValueError, match="count_unit='box'"):
         count_dataset(Boxes(), unit='box')
     with pytest.raises(ValueError, match='above zero'):
         count_dataset(Boxes([[], []]))

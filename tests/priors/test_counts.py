@@ -330,7 +330,7 @@ def test_bad_files(tmp_path, content, words):
 
 @pytest.mark.parametrize('path', ['no/such/file', 'nothing.json', 'no.txt'])
 def test_missing_file(path):
-    with pytest.raises(FileNotFoundError, match=f'class_counts={path}.*Fix'):
+    with pytest.raises(FileNotFoundError, match=f"class_counts='{path}'.*Fix"):
         load_class_counts(path)
 
 
@@ -351,15 +351,15 @@ def test_wrong_number():
     ],
 )
 def test_unit_that_the_source_has_not(source, unit):
-    with pytest.raises(ValueError, match=f'count_unit={unit}.*image.*Fix'):
+    with pytest.raises(ValueError, match=f"count_unit='{unit}'.*image.*Fix"):
         load_class_counts(source, unit=unit)
 
 
 def test_unknown_unit(tmp_path):
     path = _write(tmp_path / 'a.json', ANNOTATIONS)
-    with pytest.raises(ValueError, match=r'count_unit=pixel.*Fix'):
+    with pytest.raises(ValueError, match="count_unit='pixel'.*Fix"):
         load_class_counts(path, unit='pixel')
-    with pytest.raises(ValueError, match=r'count_unit=box.*pixel.*Fix'):
+    with pytest.raises(ValueError, match="count_unit='box'.*pixel.*Fix"):
         load_class_counts([1, 2], unit='box')
 
 
@@ -408,7 +408,7 @@ def test_group_borders():
 
 
 def test_bad_groups():
-    with pytest.raises(ValueError, match='kind=coco.*shot, lvis'):
+    with pytest.raises(ValueError, match="kind='coco'.*shot, lvis"):
         frequency_groups([1, 2], 'coco')
     with pytest.raises(ValueError, match='thresholds=.*low <= high'):
         frequency_groups([1, 2], thresholds=(9, 3))

@@ -6,12 +6,14 @@ from __future__ import annotations
 import os
 import shutil
 
+import mmengine.utils
 import numpy as np
 import pytest
 from mmengine.dataset import RepeatDataset
 from torch.utils.data import Subset
 
-from lt_losses_mm.priors import count_dataset, masks
+import lt_losses_mm.cache
+from lt_losses_mm.priors import count_dataset
 
 mmseg = pytest.importorskip('mmseg.datasets')
 
@@ -156,7 +158,7 @@ def test_ignore_index(root):
     # 255 is now neither a class nor ignored.
     with pytest.raises(
         ValueError,
-        match=r'class_counts=auto.*ignore_index=4.*\.png, got 255.*Fix',
+        match=r"class_counts='auto'.*ignore_index=4.*\.png, got 255.*Fix",
     ):
         count_dataset(dataset)
     with pytest.raises(ValueError, match=r'0 to 3 .*got 4.*Fix.*reduce_zero'):
@@ -208,12 +210,12 @@ def passes(monkeypatch):
     """The number of masks of every pass over files."""
     found = []
 
-    class Counted(masks.ProgressBar):
+    class Counted(mmengine.utils.ProgressBar):
         def __init__(self, task_num, **kwargs):
             found.append(task_num)
             super().__init__(task_num, **kwargs)
 
-    monkeypatch.setattr(masks, 'ProgressBar', Counted)
+    monkeypatch.setattr(mmengine.utils, 'ProgressBar', Counted)
     return found
 
 
@@ -229,7 +231,7 @@ def test_cache(root, cache, passes):
         expected(dataset, 'image', 4)
     )
     assert passes == [3]
-    assert not list(cache.glob('*.tmp'))
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_cache_key_knows_the_data_and_the_options(root, passes):
@@ -245,13 +247,36 @@ def test_cache_key_knows_the_data_and_the_options(root, passes):
     assert after.tolist() == expected(dataset, 'pixel', 4) != before.tolist()
 
 
-def test_cache_that_cannot_be_written(root, tmp_path, monkeypatch):
+def test_cache_that_cannot_be_written(
+    root, passes, tmp_path, monkeypatch, caplog
+):
     (tmp_path / 'file').touch()
+    (tmp_path / 'spare').mkdir()
     monkeypatch.setenv('LT_LOSSES_MM_CACHE', str(tmp_path / 'file/cache'))
+    monkeypatch.setattr(
+        lt_losses_mm.cache.tempfile, 'tempdir', str(tmp_path / 'spare')
+    )
     dataset = build(root)
-    with pytest.warns(UserWarning, match='could not be kept.*LT_LOSSES_MM'):
+    for _ in range(2):
         counts = count_dataset(dataset)
-    assert counts.counts.tolist() == expected(dataset, 'pixel', 4)
+        assert counts.counts.tolist() == expected(dataset, 'pixel', 4)
+    assert passes == [3]
+    assert "file/cache', expected a folder that can be written" in caplog.text
+
+
+def test_full_disk(root, passes, cache, monkeypatch, caplog):
+    def full(file, **arrays):
+        file.write(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(np, 'savez_compressed', full)
+    dataset = build(root)
+    for _ in range(2):
+        counts = count_dataset(dataset)
+        assert counts.counts.tolist() == expected(dataset, 'pixel', 4)
+    assert passes == [3, 3]
+    assert 'could not be kept' in caplog.text
+    assert not list(cache.iterdir())
 
 
 def test_user_cache_folder(root, tmp_path, monkeypatch):

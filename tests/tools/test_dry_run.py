@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import functools
 import importlib.util
 import json
 import math
@@ -21,7 +22,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from _configs import (
+    CONFIGS,
+    fits,
+    leaves,
+    losses,
+    read_config,
+    read_leaf,
+)
 from mmengine.config import Config
+from mmengine.config import utils as config_utils
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -166,6 +176,70 @@ class TestArguments:
         }.items():
             code, error = call(*arguments)
             assert code == 2 and message in error
+        assert not runs.names
+
+
+class TestLosses:
+    """Recipes with other losses, which are chosen in the environment."""
+
+    @pytest.fixture
+    def recipe(self, runs):
+        folder = Path('package/configs/_base_/losses')
+        folder.mkdir()
+        for name, kind in {
+            'plain': 'Plain',
+            'first': 'lt_losses_mm.BalancedSoftmaxLoss',
+            'second': 'lt_losses_mm.EqualizedQualityFocalLoss',
+            'third': 'lt_losses_mm.BalancedSigmoidLoss',
+        }.items():
+            (folder / f'{name}.py').write_text(
+                f"lt_loss = dict(_delete_=True, type='{kind}')\n"
+            )
+        Path('package/configs/a/first.py').write_text(
+            "_base_ = ['../_base_/losses/{{$LT_LOSS:plain}}.py']\n"
+            "loss = _base_.pop('lt_loss')\n"
+            'model = dict(head=dict(num_classes=3, loss=loss))\n'
+        )
+        Path('package/configs/a/own.py').write_text(
+            "_base_ = ['./first.py', '../_base_/losses/third.py']\n"
+        )
+        for path in ('a/second.py', 'b/third.py'):
+            Path('package/configs', path).unlink()
+
+    @pytest.fixture
+    def losses(self, runs):
+        return lambda: [env.get('LT_LOSS') for env in runs.environments]
+
+    def test_all_that_fit(self, recipe, runs, call, losses):
+        assert call('--all', '--losses', 'all')[0] == 0
+        # A named leaf has its loss, and not every loss fits.
+        assert set(runs.names) == {'first.py'}
+        assert losses() == ['first', 'plain', 'third']
+        assert sorted(read()) == [
+            f'a/first.py LT_LOSS={loss}' for loss in losses()
+        ]
+        code, out = call('--all', '--losses', 'all')
+        assert code == 0 and out.count('(ran before)') == 3
+
+    def test_some(self, recipe, call, losses):
+        assert call('first', '--losses', 'third', 'second')[0] == 0
+        assert losses() == ['third']
+
+    def test_the_environment_is_not_that_of_the_runs(
+        self, recipe, call, losses, monkeypatch
+    ):
+        monkeypatch.setenv('LT_LOSS', 'first')
+        assert call('--all')[0] == 0
+        assert losses() == [None, None]
+        assert call('first', '--losses', 'third')[0] == 0
+        assert losses()[2:] == ['third']
+        assert os.environ['LT_LOSS'] == 'first'
+
+    def test_faults(self, recipe, runs, call):
+        code, error = call('--all', '--losses', 'forth')
+        assert code == 2 and 'some of first, plain, second, third' in error
+        code, error = call('own', '--losses', 'first')
+        assert code == 2 and 'no configs to run' in error
         assert not runs.names
 
 
@@ -864,7 +938,7 @@ def test_broken_configs_fail(environment, call, monkeypatch, tmp_path, names):
     """Real configs in real processes, beside one that is not broken."""
     pytest.importorskip('mmpretrain.registry')
     monkeypatch.chdir(tmp_path)
-    leaf = 'resnet32_1xb128-200e-balanced-softmax_cifar10-lt-if100.py'
+    leaf = 'resnet32_1xb128-200e-balanced-softmax_cifar10-lt-if200.py'
     base = ROOT / 'configs' / 'classification' / 'cifar-lt' / leaf
     for name in names:
         Path(f'{name}.py').write_text(
@@ -911,11 +985,7 @@ def test_one_config_of_each_task_by_name(environment, tmp_path):
         assert 100 < float(row['peak MB']) < 10_000
 
 
-CONFIGS = ROOT / 'configs'
-LOSSES = '|'.join(
-    path.stem.replace('_', '-')
-    for path in (CONFIGS / '_base_' / 'losses').glob('*.py')
-)
+LOSSES = '|'.join(loss.replace('_', '-') for loss in losses())
 NAME = re.compile(
     r'(?P<model>.+?)(?P<batch>_\d+xb\d+-\d+[ek](-mixup|-bf16)?)?'
     rf'[_-](?P<loss>{LOSSES})(-normed(-mask)?)?'
@@ -924,41 +994,71 @@ NAME = re.compile(
 PARTS = 8
 
 
-def traits(path):
-    """What a config shows to work: its model, its loss and its schedule."""
+def traits(path, loss):
+    """What a run shows to work: a model, a schedule, a loss in such heads."""
     name = NAME.fullmatch(path.stem)
     assert name, f'{path.name} does not follow the pattern of the names'
-    family, data = path.parent, name['data']
-    return {
-        ('model', family, data, name['model']),
-        ('loss', family, data, name['loss']),
-        ('schedule', family, name['batch'], name['schedule']),
-    }
+    folder = path.parent
+    kind = path.relative_to(CONFIGS).parts[0]
+    if kind == 'detection':
+        # Elsewhere all models hand the loss the same.
+        kind = name['model'].split('_')[0]
+    found = {('loss', kind, loss or read_leaf(path).loss)}
+    if loss is None:
+        found |= {
+            ('model', folder, name['data'], name['model']),
+            ('schedule', folder, name['batch'], name['schedule']),
+        }
+    return found
 
 
-def a_third():
-    """A third of all configs that has the traits of all.
+@functools.lru_cache(None)
+def every_run():
+    """All leaves with their own loss, and all recipes with others that fit."""
+    found = [(path, None) for path in leaves()]
+    with pytest.MonkeyPatch.context() as patch:
+        # MMEngine reads all metafiles of a host again for each of its bases.
+        load = functools.lru_cache(None)(config_utils.load)
+        patch.setattr(config_utils, 'load', load)
+        for path in leaves():
+            leaf = read_leaf(path)
+            if leaf.is_recipe:
+                recipe = read_config(path)
+                found += [
+                    (path, loss)
+                    for loss in losses()
+                    if loss != leaf.loss and fits(recipe, loss)
+                ]
+    return found
 
-    Whichever shows most of what was not shown yet comes next.
+
+def runs_of_ci():
+    """A third of all leaves, and recipes, that have the traits of all runs.
+
+    Whichever shows most of what was not shown yet comes next; among equals
+    a leaf comes before a recipe with another loss.
     """
-    leaves = sorted(
-        path
-        for path in CONFIGS.rglob('*.py')
-        if '_base_' not in path.relative_to(CONFIGS).parts
-    )
-    missing = set().union(*map(traits, leaves))
-    chosen, left = [], list(leaves)
-    while missing or 3 * len(chosen) < len(leaves):
-        chosen.append(max(left, key=lambda x: len(traits(x) & missing)))
+    missing = set().union(*(traits(*run) for run in every_run()))
+    chosen, left = [], every_run().copy()
+    while missing:
+        chosen.append(max(left, key=lambda x: len(traits(*x) & missing)))
         left.remove(chosen[-1])
-        missing -= traits(chosen[-1])
-    return sorted(chosen), leaves
+        missing -= traits(*chosen[-1])
+    own = sum(loss is None for _, loss in chosen)
+    chosen += left[: max(0, math.ceil(len(leaves()) / 3) - own)]
+    return sorted(chosen, key=str)
 
 
-def test_the_configs_of_ci_are_a_third():
-    chosen, leaves = a_third()
+def test_the_runs_of_ci_are_a_choice():
+    pytest.importorskip('mmdet')
+    pytest.importorskip('mmseg')
+    chosen = runs_of_ci()
     assert len(set(chosen)) == len(chosen)
-    assert 1 / 3 <= len(chosen) / len(leaves) < 0.36
+    own = [path for path, loss in chosen if loss is None]
+    assert len(own) >= len(leaves()) / 3
+    assert {loss for _, loss in chosen if loss} <= set(losses())
+    # As long as it was with one leaf for each loss.
+    assert len(chosen) <= 130
 
 
 @pytest.fixture(scope='session')
@@ -966,11 +1066,33 @@ def doubles(tmp_path_factory):
     return tmp_path_factory.mktemp('doubles')
 
 
+def part_of_ci(part):
+    """A half of the parts has leaves of all folders, the other few losses."""
+    chosen, half = runs_of_ci(), PARTS // 2
+    own = [run for run in chosen if run[1] is None]
+    others = sorted((run for run in chosen if run[1]), key=lambda x: x[1])
+    if part < half:
+        return own[part::half]
+    ends = [len(others) * (part - half + i) // half for i in (0, 1)]
+    return others[slice(*ends)]
+
+
+def test_the_parts_of_ci_are_all_of_it():
+    pytest.importorskip('mmdet')
+    pytest.importorskip('mmseg')
+    parts = [run for part in range(PARTS) for run in part_of_ci(part)]
+    assert sorted(parts, key=str) == runs_of_ci()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('part', range(PARTS))
-def test_a_third_of_all_configs(environment, part, doubles, tmp_path):
+def test_the_runs_of_ci(environment, part, doubles, tmp_path):
     """In parts, for the processes of the tests to share them."""
-    chosen = a_third()[0][part::PARTS]
-    rows = run(*chosen, '--data-root', doubles, cwd=tmp_path)
+    chosen = part_of_ci(part)
+    for loss in dict.fromkeys(loss for _, loss in chosen):
+        paths = [path for path, other in chosen if other == loss]
+        more = [] if loss is None else ['--losses', loss]
+        rows = run(*paths, '--data-root', doubles, *more, cwd=tmp_path)
+    # The table has those of all calls.
     assert len(rows) == len(chosen)
     assert all(row['status'] == 'pass' for row in rows)

@@ -12,7 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from lt_losses_mm.losses import EqualizedFocalLoss, SoftmaxEqualizationLoss
+from lt_losses_mm.losses import (
+    EqualizedFocalLoss,
+    SeesawSoftmaxLoss,
+    SoftmaxEqualizationLoss,
+)
 
 pytest.importorskip('matplotlib')
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +100,7 @@ def legend(figure):
 def test_checkpoint_of_a_training(train, run, figures, tmp_path):
     path, loss = train(dict(EFL, class_counts=[6, 3, 1]))
     out = run(path, '--csv', 'table.csv')
-    health = loss.health()
+    health = loss.statistics.health(loss.saturated())
     assert (
         f'head.loss_module: gradient ratio {health["min"]:.3g} min, '
         f'{health["median"]:.3g} median, {health["max"]:.3g} max; '
@@ -119,10 +123,10 @@ def test_checkpoint_of_a_training(train, run, figures, tmp_path):
         assert list(map(float, row)) == [
             label,
             count,
-            loss.pos_grad[label].item(),
-            loss.neg_grad[label].item(),
+            loss.statistics.pos_grad[label].item(),
+            loss.statistics.neg_grad[label].item(),
             2 * count,
-            loss.ratio[label].item(),
+            loss.statistics.ratio[label].item(),
         ]
     # The curves of the training are there.
     assert len(figures[0].axes) == 3
@@ -152,7 +156,9 @@ def test_clamp_without_a_config(train, run, figures, tmp_path):
     # Nor has it class counts.
     rows = list(csv.DictReader((tmp_path / 'table.csv').open()))
     assert [row['count'] for row in rows] == [''] * 3
-    assert [float(row['ratio']) for row in rows] == loss.ratio.tolist()
+    assert [
+        float(row['ratio']) for row in rows
+    ] == loss.statistics.ratio.tolist()
 
 
 class TwoLosses(nn.Module):
@@ -162,7 +168,7 @@ class TwoLosses(nn.Module):
         self.second = SoftmaxEqualizationLoss(class_counts=[5, 2, 1])
         for loss in (self.first, self.second):
             loss(torch.zeros(3, loss.num_classes), torch.tensor([0, 0, 1]))
-            loss.commit()
+            loss.statistics.commit()
 
 
 @pytest.fixture
@@ -205,8 +211,7 @@ def test_config_of_the_nearest_loss():
     assert tool.build('decode_head.loss_decode', 3, configs).gamma == 3
     assert tool.build('auxiliary_head.loss_decode', 3, configs).gamma == 2
     # Two that are equally near, and not the same: it is not known.
-    unknown = tool.build('student.loss_decode', 3, configs)
-    assert isinstance(unknown, tool.UnknownLoss)
+    assert tool.build('student.loss_decode', 3, configs) is None
     same = [(path, dict(cfg, gamma=3.0)) for path, cfg in configs]
     assert tool.build('student.loss_decode', 3, same).gamma == 3
 
@@ -219,11 +224,14 @@ def test_faults(fail, two_losses, tmp_path):
     torch.save(dict(state_dict=nn.Linear(2, 2).state_dict()), other)
     untrained = tmp_path / 'untrained.pth'
     torch.save(SoftmaxEqualizationLoss().state_dict(), untrained)
+    # Statistics, but of labels.
+    seesaw = tmp_path / 'seesaw.pth'
+    torch.save(SeesawSoftmaxLoss(num_classes=3).state_dict(), seesaw)
 
     assert 'no such file: nothing.pth' in fail('nothing.pth')
     assert f'{text} is no checkpoint' in fail(text)
     assert f'{pickled} is no checkpoint' in fail(pickled)
-    for path in (other, untrained):
+    for path in (other, untrained, seesaw):
         assert f'{path} holds no gradient statistics' in fail(path)
     assert '--loss third: expected one of first, second' in fail(
         two_losses, '--loss', 'third'

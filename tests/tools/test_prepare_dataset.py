@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _doubles import MARKER, make_double
 
-from lt_losses_mm.datasets import make_double
-from lt_losses_mm.datasets.doubles import MARKER
 from lt_losses_mm.priors import ClassCounts, load_class_counts
 from lt_losses_mm.registry import DATASETS
 
@@ -665,8 +664,10 @@ def test_cifar_unpacks_and_resumes(run, fail, cifar, tmp_path, monkeypatch):
     assert (target / 'test').read_bytes() == (cifar / 'test').read_bytes()
     before = snapshot(target)
     (target / 'meta').unlink()
-    (target / 'meta.part').write_bytes(b'cut off')
+    cut_off = target / '.meta-0'  # what a killed call leaves behind
+    cut_off.write_bytes(b'cut off')
     run('cifar', 'archives')
+    cut_off.unlink()
     after = snapshot(target)
     assert before.keys() == after.keys()
     assert {p for p in after if after[p] != before[p]} == {target / 'meta'}

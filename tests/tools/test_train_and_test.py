@@ -124,6 +124,59 @@ class TestBoth:
         assert "no such file: 'configs/nothing.py'" in message
         assert f'mim {tool} mm-lt-losses NAME.py' in message
 
+    RECIPE = (
+        "_base_ = ['losses/{{$LT_LOSS:cross_entropy}}.py']\n"
+        "model = dict(head=dict(loss=_base_.pop('lt_loss')))\n"
+    )
+
+    @pytest.fixture
+    def recipe(self, monkeypatch):
+        """A config that takes its loss from LT_LOSS."""
+        # Undone after the test, whatever the tools set.
+        monkeypatch.setenv('LT_LOSS', 'seesaw')
+        monkeypatch.delenv('LT_LOSS')
+        Path('losses').symlink_to(TOOLS.parent / 'configs/_base_/losses')
+        Path('cfg.py').write_text(self.RECIPE + CONFIG)
+
+    @pytest.mark.parametrize('by', ['option', 'environment'])
+    def test_the_loss_of_a_recipe(
+        self, call, arguments, recipe, monkeypatch, capsys, by
+    ):
+        cfg = call(*arguments).cfg
+        assert cfg.model.head.loss.type == 'CrossEntropyLoss'
+        assert cfg.work_dir == 'work_dirs/cfg'
+        if by == 'option':
+            arguments = (*arguments, '--loss', 'balanced_softmax')
+        else:
+            monkeypatch.setenv('LT_LOSS', 'balanced_softmax')
+        cfg = call(*arguments).cfg
+        assert cfg.model.head.loss.type == 'lt_losses_mm.BalancedSoftmaxLoss'
+        # The baseline is not resumed, nor overwritten.
+        assert cfg.work_dir == 'work_dirs/cfg_balanced-softmax'
+        # On record in the config that the Runner writes.
+        assert 'lt_losses_mm.BalancedSoftmaxLoss' in cfg.pretty_text
+
+    def test_an_unknown_loss(self, error, arguments, recipe):
+        message = ' '.join(error(*arguments, '--loss', 'seasaw').split())
+        assert "LT_LOSS='seasaw', expected a file of" in message
+        assert 'quality_focal, seesaw, sigmoid_equalization' in message
+
+    @pytest.mark.parametrize('text', ['', "_base_ = 'named.py'\n"])
+    def test_a_config_with_a_loss_of_its_own(
+        self, error, call, arguments, recipe, monkeypatch, text
+    ):
+        Path('named.py').write_text(
+            "_base_ = ['recipe.py', 'losses/seesaw.py']\n"
+            'model = dict(head=dict(loss={{_base_.lt_loss}}))\n'
+        )
+        Path('cfg.py').rename('recipe.py')
+        Path('cfg.py').write_text(text or CONFIG)
+        call(*arguments)
+        monkeypatch.setenv('LT_LOSS', 'balanced_softmax')
+        message = ' '.join(error(*arguments).split())
+        assert "cfg.py: LT_LOSS='balanced_softmax', expected none" in message
+        assert 'unset LT_LOSS' in message
+
     def test_missing_host(self, error, arguments, monkeypatch):
         # Nothing but an installed module makes find_spec find mmseg.
         append("default_scope = 'mmseg'\n")

@@ -2,7 +2,6 @@
 # classes without any negative there.
 lt_loss = dict(
     _delete_=True,
-    type='lt_losses_mm.EqualizationLoss',
-    use_sigmoid=False,
+    type='lt_losses_mm.EqualizationSoftmaxLoss',
     loss_weight=1.0,
 )

@@ -3,5 +3,7 @@ _base_ = [
     '../../_base_/datasets/cifar100_lt.py',
     '../../_base_/schedules/cifar_lt_200e.py',
     '../../_base_/default_runtime.py',
+    '../../_base_/losses/{{$LT_LOSS:cross_entropy}}.py',
 ]
 train_dataloader = dict(dataset=dict(imbalance_factor=200))
+model = dict(head=dict(loss=_base_.pop('lt_loss')))

@@ -1,8 +1,5 @@
 _base_ = [
-    '../../_base_/models/resnet18-c16_digits.py',
-    '../../_base_/datasets/digits_classification.py',
-    '../../_base_/schedules/digits_classification.py',
-    '../../_base_/default_runtime.py',
+    './resnet18-c16_1xb64-20e-cross-entropy_digits-lt.py',
     '../../_base_/losses/equalization_softmax.py',
 ]
 model = dict(head=dict(loss={{_base_.lt_loss}}))

@@ -3,4 +3,6 @@ _base_ = [
     '../../_base_/datasets/imagenet_lt.py',
     '../../_base_/schedules/sgd_cosine_90e.py',
     '../../_base_/default_runtime.py',
+    '../../_base_/losses/{{$LT_LOSS:cross_entropy}}.py',
 ]
+model = dict(head=dict(loss=_base_.pop('lt_loss')))

@@ -3,10 +3,11 @@ _base_ = [
     '../../_base_/datasets/image_folders.py',
     '../../_base_/schedules/sgd_cosine_90e.py',
     '../../_base_/default_runtime.py',
+    '../../_base_/losses/{{$LT_LOSS:cross_entropy}}.py',
 ]
 data_root = 'data/own-images'
 num_classes = 10
-model = dict(head=dict(num_classes=num_classes))
+model = dict(head=dict(num_classes=num_classes, loss=_base_.pop('lt_loss')))
 data_preprocessor = dict(num_classes=num_classes)
 train_dataloader = dict(dataset=dict(data_root=data_root))
 val_dataloader = dict(dataset=dict(data_root=data_root))

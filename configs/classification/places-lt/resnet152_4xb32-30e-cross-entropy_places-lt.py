@@ -3,5 +3,6 @@ _base_ = [
     '../../_base_/datasets/places_lt.py',
     '../../_base_/schedules/places_lt_30e.py',
     '../../_base_/default_runtime.py',
+    '../../_base_/losses/{{$LT_LOSS:cross_entropy}}.py',
 ]
-model = dict(head=dict(num_classes=365))
+model = dict(head=dict(num_classes=365, loss=_base_.pop('lt_loss')))

@@ -1,10 +1,5 @@
 _base_ = [
-    '../../_base_/models/atss_r18-c32_fpn_digits.py',
-    '../../_base_/datasets/digits_detection.py',
-    '../../_base_/schedules/digits_detection.py',
-    '../../_base_/default_runtime.py',
+    './atss_r18-c32_fpn_focal_random-8e_digits-lt.py',
     '../../_base_/losses/equalized_focal.py',
 ]
 model = dict(bbox_head=dict(loss_cls={{_base_.lt_loss}}))
-train_dataloader = dict(batch_size=8)
-auto_scale_lr = dict(base_batch_size=8)

@@ -1,8 +1,5 @@
 _base_ = [
-    '../../_base_/models/faster-rcnn_r18-c32_fpn_digits.py',
-    '../../_base_/datasets/digits_detection.py',
-    '../../_base_/schedules/digits_detection.py',
-    '../../_base_/default_runtime.py',
+    './faster-rcnn_r18-c32_fpn_cross-entropy_random-8e_digits-lt.py',
     '../../_base_/losses/sigmoid_equalization.py',
 ]
 model = dict(roi_head=dict(bbox_head=dict(loss_cls={{_base_.lt_loss}})))

@@ -1,6 +1,6 @@
 _base_ = [
     'mmdet::atss/atss_r50_fpn_1x_coco.py',
-    '../../_base_/losses/focal.py',
+    '../../_base_/losses/{{$LT_LOSS:focal}}.py',
     '../../_base_/plugin.py',
 ]
 classes = ('first', 'second', 'third')  # the names in the JSON files
@@ -8,7 +8,7 @@ data = dict(data_root='data/own-coco/', metainfo=dict(classes=classes))
 train = dict(ann_file='annotations/train.json', data_prefix=dict(img='train/'))
 val = dict(ann_file='annotations/val.json', data_prefix=dict(img='val/'))
 model = dict(
-    bbox_head=dict(num_classes=len(classes), loss_cls={{_base_.lt_loss}})
+    bbox_head=dict(num_classes=len(classes), loss_cls=_base_.pop('lt_loss'))
 )
 train_dataloader = dict(dataset=dict(data, **train))
 val_dataloader = dict(dataset=dict(data, **val))

@@ -2,6 +2,16 @@ _base_ = [
     'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-160k_ade20k-512x512.py',
     '../../_base_/datasets/ade20k_parts.py',
     '../../_base_/plugin.py',
+    '../../_base_/losses/{{$LT_LOSS:cross_entropy}}.py',
 ]
+model = dict(
+    decode_head=dict(loss_decode=_base_.lt_loss),
+    auxiliary_head=dict(
+        loss_decode=dict(
+            _base_.pop('lt_loss'),
+            loss_weight=_base_.model.auxiliary_head.loss_decode.loss_weight,
+        )
+    ),
+)
 val_evaluator = _base_.ade20k_metric
 test_evaluator = dict(val_evaluator)

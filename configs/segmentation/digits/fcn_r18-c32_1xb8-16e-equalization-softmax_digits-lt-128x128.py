@@ -1,8 +1,5 @@
 _base_ = [
-    '../../_base_/models/fcn_r18-c32_digits.py',
-    '../../_base_/datasets/digits_segmentation.py',
-    '../../_base_/schedules/digits_segmentation.py',
-    '../../_base_/default_runtime.py',
+    './fcn_r18-c32_1xb8-16e-cross-entropy_digits-lt-128x128.py',
     '../../_base_/losses/equalization_softmax.py',
 ]
 model = dict(decode_head=dict(loss_decode={{_base_.lt_loss}}))

@@ -263,10 +263,11 @@ class _Native:
         else:
             state = torch.empty((5, *labels.shape))
             columns = _softmax_columns(problem, formula)
-        rows, own, *more = state.unbind()
-        problem.rows, problem.own = rows.data_ptr(), own.data_ptr()
-        if more:
-            problem.top, problem.total, problem.lse = map(_address, more)
+        address, step = state.data_ptr(), 4 * state.stride(0)
+        problem.rows, problem.own = address, address + step
+        if state.size(0) == 5:
+            problem.top, problem.total = address + 2 * step, address + 3 * step
+            problem.lse = address + 4 * step
         problem.first = columns[0].data_ptr()
         if len(columns) > 1:
             problem.second = columns[1].data_ptr()
@@ -287,7 +288,7 @@ class _Native:
         load().lt_losses_run(ctypes.byref(problem), 1)
         if sums is not None and isinstance(formula, SoftmaxFormula):
             sums = scaled(sums, formula.scale)
-        return Answer(rows, sums, _State(problem, (state, columns, keep)))
+        return Answer(state[0], sums, _State(problem, (state, columns, keep)))
 
     def backward(
         self,
@@ -312,9 +313,6 @@ class _Native:
 
 
 NATIVE = _Native()
-
-
-_address = Tensor.data_ptr
 
 
 def _float(values: Tensor) -> Tensor:

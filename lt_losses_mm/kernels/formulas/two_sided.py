@@ -33,11 +33,11 @@ from .labels import (
 class Sides(NamedTuple):
     """A loss of two sides, as functions of logits and column parameters.
 
-    Attributes:
-        positive (callable): P(z, *parameters), or, if it ``reads_quality``,
-            P(z, *parameters, quality).
-        negative (callable): N(z, *parameters), monotone in z, with limit 0
-            at minus infinity.
+    Args:
+        positive (callable): P, as ``P(z, *parameters)``, or, if it
+            ``reads_quality``, ``P(z, *parameters, quality)``.
+        negative (callable): N, as ``N(z, *parameters)``, monotone in z, with
+            limit 0 at minus infinity.
         positive_slope (callable): P'(z), called as P.
         negative_slope (callable): N'(z) >= 0, called as N.
         neutral (tuple of float): Column parameters with which it is plain

@@ -1,5 +1,0 @@
-_base_ = [
-    './resnet32_1xb128-200e-cross-entropy_cifar10-lt-if200.py',
-    '../../_base_/losses/balanced_sigmoid.py',
-]
-model = dict(head=dict(loss={{_base_.lt_loss}}))

@@ -1,5 +1,0 @@
-_base_ = [
-    './resnet32_1xb128-200e-mixup-cross-entropy_cifar100-lt-if50.py',
-    '../../_base_/losses/balanced_softmax.py',
-]
-model = dict(head=dict(loss={{_base_.lt_loss}}))

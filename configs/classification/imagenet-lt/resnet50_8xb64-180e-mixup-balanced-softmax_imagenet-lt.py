@@ -1,5 +1,0 @@
-_base_ = [
-    './resnet50_8xb64-180e-mixup-cross-entropy_imagenet-lt.py',
-    '../../_base_/losses/balanced_softmax.py',
-]
-model = dict(head=dict(loss={{_base_.lt_loss}}))

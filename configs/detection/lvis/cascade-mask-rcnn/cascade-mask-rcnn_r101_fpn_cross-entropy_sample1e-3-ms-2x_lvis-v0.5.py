@@ -1,0 +1,20 @@
+_base_ = [
+    '../../../_base_/models/cascade-mask-rcnn_r101_fpn_lvis-v0.5.py',
+    'mmdet::_base_/datasets/lvis_v0.5_instance.py',
+    'mmdet::_base_/schedules/schedule_2x.py',
+    'mmdet::_base_/default_runtime.py',
+    '../../../_base_/plugin.py',
+    '../../../_base_/losses/{{$LT_LOSS:cross_entropy}}.py',
+]
+train_cfg = dict(val_interval=24)
+# MMEngine obeys this key in dicts, not in lists.
+_base_.lt_loss.pop('_delete_')
+model = dict(
+    roi_head=dict(
+        bbox_head=[
+            dict(head, loss_cls=_base_.lt_loss)
+            for head in _base_.model.roi_head.bbox_head
+        ]
+    )
+)
+_base_.pop('lt_loss')

@@ -1,8 +1,0 @@
-_base_ = [
-    '../../_base_/models/cascade-mask-rcnn_r101_fpn_lvis-v1.py',
-    '../../_base_/datasets/lvis_v1_instance_random.py',
-    'mmdet::_base_/schedules/schedule_2x.py',
-    'mmdet::_base_/default_runtime.py',
-    '../../_base_/plugin.py',
-]
-train_cfg = dict(val_interval=24)

@@ -1,5 +1,0 @@
-_base_ = [
-    './mask-rcnn_r101_fpn_cross-entropy_sample1e-3-ms-1x_lvis-v1.py',
-    '../../_base_/losses/softmax_equalization.py',
-]
-model = dict(roi_head=dict(bbox_head=dict(loss_cls={{_base_.lt_loss}})))

@@ -1,5 +1,0 @@
-_base_ = [
-    './mask-rcnn_swin-t-p4-w7_fpn_cross-entropy_sample1e-3-ms-crop-3x_lvis-v1.py',  # noqa: E501
-    '../../_base_/losses/sigmoid_equalization.py',
-]
-model = dict(roi_head=dict(bbox_head=dict(loss_cls={{_base_.lt_loss}})))

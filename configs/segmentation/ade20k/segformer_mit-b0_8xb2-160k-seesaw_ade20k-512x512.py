@@ -1,5 +1,0 @@
-_base_ = [
-    './segformer_mit-b0_8xb2-160k-cross-entropy_ade20k-512x512.py',
-    '../../_base_/losses/seesaw.py',
-]
-model = dict(decode_head=dict(loss_decode={{_base_.lt_loss}}))

@@ -1,8 +1,0 @@
-_base_ = [
-    '../../_base_/models/fcn_r18-c32_digits.py',
-    '../../_base_/datasets/digits_segmentation.py',
-    '../../_base_/schedules/digits_segmentation.py',
-    '../../_base_/default_runtime.py',
-    '../../_base_/losses/seesaw.py',
-]
-model = dict(decode_head=dict(loss_decode={{_base_.lt_loss}}))
