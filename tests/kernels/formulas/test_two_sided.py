@@ -121,7 +121,7 @@ def test_background_that_is_spared(batch, definition, soft):
 
 
 def test_a_label_of_quality_0_is_background(batch):
-    logits, labels = batch
+    labels = batch[1]
     labels[1] = -100
     quality = torch.tensor([0.0, 0, 1, 0, 0.5, -0.1, 0])
     found = where_of_quality(labels, quality, C, -100)
