@@ -91,7 +91,8 @@ def read_call(
             and labels.numel()
             and not is_compiling()
         ):
-            loss.labels_checked = True
+            if not loss.labels_checked:
+                loss.labels_checked = True
             low, high = labels.aminmax()
             if low.item() < 0 or high.item() > largest:
                 check_range(loss, labels, largest, ignore_index)
