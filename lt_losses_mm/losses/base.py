@@ -87,7 +87,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         self.count_unit = count_unit
         self.statistics: RunningStatistics | None = None
         self._expected_classes = num_classes
-        self.labels_checked = False
+        self.checked_devices: set[str] = set()  # whose labels were seen
         # Largest label, and formula, by the numbers of columns served so far.
         self.served: dict[tuple[int, bool], int] = {}
         self._formulas: dict[Any, tuple[Any, ...]] = {}
