@@ -13,11 +13,14 @@ import lt_losses_mm
 
 PACKAGE = Path(lt_losses_mm.__file__).parent
 FLOORS = (
-    {'messages', 'compat', 'cache', 'version'},
+    {'messages', 'compat', 'version'},
+    {'cache'},
     {'kernels', 'hosts'},
     {'functional', 'priors'},
     {'statistics'},
     {'losses'},
+    {'examples'},
+    {'testing'},
     {'registry'},
     {'datasets', 'metrics', 'models', 'optim'},
     {'hooks'},
