@@ -62,27 +62,31 @@ for cls in LOSSES:
     print(cls.__name__, 'works')
 """
 FUNCTIONS = """
+import inspect
 import torch
 from lt_losses_mm import functional as F
 
-logits, labels = torch.zeros(2, 3), torch.tensor([0, 2])
 prior, one = torch.tensor([0.7, 0.2, 0.1]), torch.ones(3)
-weights = F.sigmoid_equalization_weights(prior)
-factors = F.equalized_focal_factors(prior)
-calls = dict(
-    balanced_softmax_cross_entropy=(prior,),
-    equalization_softmax_cross_entropy=(prior,),
-    seesaw_cross_entropy=(prior.log(),),
-    balanced_sigmoid_cross_entropy=(prior,),
-    weighted_sigmoid_cross_entropy=weights,
-    equalized_focal_loss=factors,
-    equalized_quality_focal_loss=factors,
+values = dict(
+    logits=torch.zeros(2, 3),
+    labels=torch.tensor([0, 2]),
+    log_counts=prior.log(),
+    focusing=2 * one,
 )
-others = {'sigmoid_equalization_weights', 'equalized_focal_factors'}
-assert set(F.__all__) == {*calls, *others}, F.__all__
-for name, arguments in calls.items():
-    rows = getattr(F, name)(logits, labels, *arguments)
-    assert rows.shape == (2,) and rows.isfinite().all(), name
+for name in F.__all__:
+    wanted = [
+        name
+        for name, parameter in inspect.signature(
+            getattr(F, name)
+        ).parameters.items()
+        if parameter.default is parameter.empty
+    ]
+    # Priors, ratios, probabilities and weights: one number a class.
+    found = getattr(F, name)(*[values.get(key, prior) for key in wanted])
+    if 'logits' in wanted:
+        assert found.shape == (2,) and found.isfinite().all(), name
+    else:
+        assert all(part.shape == (3,) for part in found), name
 """
 PRIORS = """
 import json
