@@ -75,7 +75,9 @@ def main() -> None:
         metavar='KEY=VALUE',
         help='override config values',
     )
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    parser.set_defaults(
+        work_dir=None, launcher='none', local_rank=0, loss=None
+    )
     args = parser.parse_args()
     if (args.config is None) == (args.counts is None):
         parser.error('give either a config file or --counts SOURCE')

@@ -17,6 +17,7 @@ __all__ = [
     'balanced_softmax_cross_entropy',
     'equalization_softmax_cross_entropy',
     'seesaw_cross_entropy',
+    'vs_cross_entropy',
 ]
 
 
@@ -63,6 +64,48 @@ def balanced_softmax_cross_entropy(
     """
     batch = Batch(logits, labels, ignore_index, engine=engine)
     return softmax_rows(Shifted(tau * prior.log()), batch)[0]
+
+
+def vs_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    prior: Tensor,
+    *,
+    tau: float = 1.0,
+    gamma: float = 0.3,
+    ignore_index: int = -100,
+    engine: str | None = None,
+) -> Tensor:
+    r"""VS loss, :math:`CE(z / \Delta + \tau \log \pi, y)`, per row.
+
+    With :math:`\Delta_j = (\pi_{max} / \pi_j)^\gamma`: Kini et al.,
+    "Label-Imbalanced and Group-Sensitive Classification under
+    Overparameterization", NeurIPS 2021 (arXiv:2103.01550). Balanced Softmax
+    for gamma = 0.
+
+    Args:
+        logits (Tensor): (N, C) or (N, C, d1, ...), floating.
+        labels (Tensor): (N,) or (N, d1, ...), int64 in [0, C), or soft labels
+            of the logits' shape, floating.
+        prior (Tensor): (C,), > 0. Its scale is irrelevant: counts will do.
+        tau (float): Strength of the shift, >= 0.
+        gamma (float): Strength of the scale, >= 0.
+        ignore_index (int): Rows of this index label get loss 0.
+        engine (str, optional): See :func:`lt_losses_mm.kernels.engine`.
+
+    Returns:
+        Tensor: (N,) or (N, d1, ...), fp32 or the logits' wider type.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.tensor([[2.0, 4.0]]), torch.tensor([1])
+        >>> vs_cross_entropy(
+        ...     logits, labels, torch.tensor([0.8, 0.05]), tau=0, gamma=0.5)
+        tensor([1.3133])
+    """
+    formula = Shifted(tau * prior.log(), (prior / prior.max()) ** gamma)
+    batch = Batch(logits, labels, ignore_index, engine=engine)
+    return softmax_rows(formula, batch)[0]
 
 
 def equalization_softmax_cross_entropy(

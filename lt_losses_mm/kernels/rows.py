@@ -38,7 +38,12 @@ def reduce_rows(
     """
     if weight is not None:
         rows = rows * weight.to(rows.dtype)
-    return rows.sum() * factor
+    return rows.sum() * _like(factor, rows)
+
+
+def _like(factor: float | Tensor, values: Tensor) -> float | Tensor:
+    """A factor that does not widen the values."""
+    return factor.to(values.dtype) if isinstance(factor, Tensor) else factor
 
 
 def softmax_rows(
@@ -379,7 +384,7 @@ class _Rows(torch.autograd.Function):
             )
             return gradient, None
         if run.factor is not None:
-            upstream = upstream * run.factor
+            upstream = upstream * _like(run.factor, upstream)
             if run.row_weight is not None:
                 upstream = upstream * run.row_weight.to(upstream.dtype)
         if upstream.dim():

@@ -11,6 +11,7 @@ from .sigmoid import SigmoidLoss
 from .sigmoid_equalization import SigmoidEqualizationLoss
 from .softmax import SoftmaxLoss
 from .softmax_equalization import SoftmaxEqualizationLoss
+from .vs import VSLoss
 
 # All that a config can name: the one list of losses. Registries, benchmarks,
 # contract tests, the dry run and the documentation are derived from it.
@@ -24,6 +25,7 @@ LOSSES: tuple[type[LongTailLoss], ...] = (
     SigmoidEqualizationLoss,
     EqualizedFocalLoss,
     EqualizedQualityFocalLoss,
+    VSLoss,
 )
 
 __all__ = [

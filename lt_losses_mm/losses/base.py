@@ -22,12 +22,7 @@ from .calls import read_call, reduced
 
 
 class LongTailLoss(nn.Module, metaclass=ABCMeta):
-    """What all losses share.
-
-    Raises:
-        ValueError: An argument is out of range; the message names the key,
-            the value, what was expected and the fix.
-    """
+    """What all losses share; a ValueError names a key that is wrong."""
 
     # What a subclass states, besides `formula`.
     use_sigmoid: bool
@@ -92,7 +87,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         self.count_unit = count_unit
         self.statistics: RunningStatistics | None = None
         self._expected_classes = num_classes
-        self.labels_checked = False
+        self.checked_devices: set[str] = set()  # whose labels were seen
         # Largest label, and formula, by the numbers of columns served so far.
         self.served: dict[tuple[int, bool], int] = {}
         self._formulas: dict[Any, tuple[Any, ...]] = {}
@@ -158,7 +153,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     def formula(self, columns: int, dtype: torch.dtype) -> Any:
         """The formula for so many logit columns, from counts or statistics.
 
-        It is kept until ``class_counts``, statistics or ``tau`` change.
+        It is kept until ``class_counts``, statistics or an attribute change.
 
         Args:
             columns (int): K, one of :meth:`columns`.
@@ -194,11 +189,16 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         statistics = self.statistics
         source = self.class_counts if statistics is None else statistics.sums
         # A tensor that is written to has another version.
-        state = source, source._version, self.tau
         known = self._formulas.get(key)
-        if known is None or known[0] is not source or known[1:3] != state[1:]:
-            self._formulas[key] = known = (*state, self.formula(*key))
-        return known[3]
+        if not known or known[0] is not source or known[1] != source._version:
+            known = source, source._version, self.formula(*key)
+            self._formulas[key] = known
+        return known[2]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # Whatever it is, formulas may follow from it.
+        self.__dict__.get('_formulas', {}).clear()
 
     def forward(
         self,

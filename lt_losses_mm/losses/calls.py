@@ -84,14 +84,15 @@ def read_call(
             )
         if labels.dtype != torch.int64:
             labels = labels.long()
+        device = labels.device.type
         # On an accelerator the look at the values stops the host, so only
         # the first batch is looked at there.
         if (
-            (labels.device.type == 'cpu' or not loss.labels_checked)
+            (device == 'cpu' or device not in loss.checked_devices)
             and labels.numel()
             and not is_compiling()
         ):
-            loss.labels_checked = True
+            loss.checked_devices.add(device)
             low, high = labels.aminmax()
             if low.item() < 0 or high.item() > largest:
                 check_range(loss, labels, largest, ignore_index)

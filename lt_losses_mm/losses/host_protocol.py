@@ -20,8 +20,8 @@ def get_cls_channels(self: LongTailLoss, num_classes: int) -> int:
     So the call also tells the loss that its scores have to carry the
     background column.
     """
-    self.set_num_classes(num_classes, 'bbox_head.num_classes')
     self.background.in_roi_head = True
+    self.set_num_classes(num_classes, 'bbox_head.num_classes')
     return self.columns(num_classes)[0]
 
 

@@ -13,8 +13,8 @@ import torch
         ([0, 0, 0], r'class_counts=\[0, 0, 0\].*above zero.*Fix'),
         ([], r'class_counts=\[\].*one number per class.*Fix'),
         ([[1, 2]], r'class_counts=.*shape \(1, 2\).*Fix'),
-        ('lvis', r"class_counts=lvis.*benchmark.*lvis_v1.*Fix.*'lvis_v"),
-        ('no_such_benchmark', r'class_counts=no_such_benchmark.*Fix'),
+        ('lvis', r"class_counts='lvis'.*benchmark.*lvis_v1.*Fix.*'lvis_v"),
+        ('no_such_benchmark', r"class_counts='no_such_benchmark'.*Fix"),
         (dict(a=1), r'class_counts=.*Fix.*order of the labels'),
     ],
 )
@@ -25,7 +25,7 @@ def test_class_counts(loss_type, build, counts, message):
 
 def test_a_missing_file(loss_type, build):
     with pytest.raises(
-        FileNotFoundError, match='class_counts=no/such.json.*Fix'
+        FileNotFoundError, match="class_counts='no/such.json'.*Fix"
     ):
         build(loss_type, class_counts='no/such.json')
 

@@ -1,41 +1,39 @@
-"""The maths against explicit loops, identities and closed-form gradients."""
+"""Softmax methods, per row, against the papers' formulas in explicit loops.
+
+Seesaw has a file of its own among those of the formulas.
+"""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import gradcheck, gradgradcheck
 
 from lt_losses_mm.functional import (
-    balanced_sigmoid_cross_entropy,
     balanced_softmax_cross_entropy,
-    shifted_sigmoid_cross_entropy,
-    shifted_softmax_cross_entropy,
+    equalization_softmax_cross_entropy,
+    seesaw_cross_entropy,
 )
 
 PRIOR = torch.tensor([0.6, 0.25, 0.1, 0.05], dtype=torch.float64)
+# Left out for certain, or never.
+RARE = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+# The native engine has fp32 and less.
+ENGINES = [
+    ('reference', torch.float64, 1e-12),
+    ('eager', torch.float64, 1e-12),
+    ('native', torch.float32, 1e-5),
+]
+close = torch.testing.assert_close
 
 
-def softmax_by_loops(logits, labels, prior, tau):
-    """Eq. 4 of Balanced Softmax with pi^tau, one exponential at a time."""
+def by_loops(logits, labels, mass_of):
+    """-log of the label's share of the mass, one exponential at a time."""
     out = []
     for row, label in zip(logits.tolist(), labels.tolist()):
-        mass = [p**tau * math.exp(z) for p, z in zip(prior.tolist(), row)]
+        mass = [mass_of(j, label) * math.exp(z) for j, z in enumerate(row)]
         out.append(-math.log(mass[label] / sum(mass)))
     return torch.tensor(out, dtype=torch.float64)
-
-
-def sigmoid_by_loops(logits, labels, prior, tau):
-    out = torch.zeros_like(logits)
-    for i, row in enumerate(logits.tolist()):
-        for j, z in enumerate(row):
-            odds = (
-                math.exp(z) * (prior[j].item() / (1 - prior[j].item())) ** tau
-            )
-            p = odds / (1 + odds)
-            out[i, j] = -math.log(p if j == labels[i] else 1 - p)
-    return out
 
 
 @pytest.fixture
@@ -46,136 +44,140 @@ def batch():
 
 
 @pytest.mark.parametrize('tau', [0.0, 0.5, 1.0, 2.0])
-def test_softmax_is_the_published_formula(batch, tau):
-    ours = balanced_softmax_cross_entropy(*batch, PRIOR, tau=tau)
-    torch.testing.assert_close(
-        ours, softmax_by_loops(*batch, PRIOR, tau), rtol=1e-12, atol=1e-12
-    )
-
-
-@pytest.mark.parametrize('tau', [0.0, 0.5, 1.0, 2.0])
-def test_sigmoid_is_the_published_formula(batch, tau):
-    ours = balanced_sigmoid_cross_entropy(*batch, PRIOR, tau=tau)
-    torch.testing.assert_close(
-        ours, sigmoid_by_loops(*batch, PRIOR, tau), rtol=1e-12, atol=1e-12
-    )
-
-
-def test_tau_zero_is_the_plain_loss(batch):
+@pytest.mark.parametrize(('engine', 'dtype', 'rtol'), ENGINES)
+def test_balanced_softmax(batch, tau, engine, dtype, rtol):
+    """Eq. 4 of Balanced Softmax with pi^tau."""
     logits, labels = batch
-    torch.testing.assert_close(
-        balanced_softmax_cross_entropy(logits, labels, PRIOR, tau=0),
-        F.cross_entropy(logits, labels, reduction='none'),
+    ours = balanced_softmax_cross_entropy(
+        logits.to(dtype), labels, PRIOR, tau=tau, engine=engine
     )
-    torch.testing.assert_close(
-        balanced_sigmoid_cross_entropy(logits, labels, PRIOR, tau=0),
-        F.binary_cross_entropy_with_logits(
-            logits, F.one_hot(labels, 4).double(), reduction='none'
-        ),
-    )
+    expected = by_loops(logits, labels, lambda j, y: PRIOR[j].item() ** tau)
+    assert ours.dtype == dtype
+    close(ours.double(), expected, rtol=rtol, atol=rtol)
 
 
-def test_softmax_knows_counts_only_up_to_scale(batch):
-    torch.testing.assert_close(
+@pytest.mark.parametrize('background', [None, 3])
+@pytest.mark.parametrize(('engine', 'dtype', 'rtol'), ENGINES)
+def test_softmax_form_of_eql(batch, background, engine, dtype, rtol):
+    """Of rows of an object, rare classes besides the label have no mass."""
+    logits, labels = batch
+
+    def weight(j, label):
+        return j == label or label == background or RARE[j].item() == 0
+
+    ours = equalization_softmax_cross_entropy(
+        logits.to(dtype), labels, RARE, num_classes=background, engine=engine
+    )
+    expected = by_loops(logits, labels, weight)
+    close(ours.double(), expected, rtol=rtol, atol=rtol)
+    plain = F.cross_entropy(logits, labels, reduction='none')
+    assert ((ours - plain).abs() < 1e-5).any() == (background is not None)
+
+
+def test_draws_of_eql():
+    """By a seed, or by PyTorch's generator."""
+    logits, labels = torch.randn(50, 4), torch.zeros(50, dtype=torch.long)
+
+    def loss(seed=None):
+        seed = None if seed is None else torch.tensor(seed)
+        return equalization_softmax_cross_entropy(
+            logits, labels, torch.full((4,), 0.5), seed=seed
+        )
+
+    assert torch.equal(loss((1, 2)), loss((1, 2)))
+    assert not torch.equal(loss((1, 2)), loss((1, 3)))
+    torch.manual_seed(0)
+    first, second = loss(), loss()
+    torch.manual_seed(0)
+    assert torch.equal(loss(), first)
+    assert not torch.equal(first, second)
+
+
+def test_neutral_parameters_give_plain_cross_entropy(batch):
+    logits, labels = batch
+    plain = F.cross_entropy(logits, labels, reduction='none')
+    zeros = torch.zeros(4)
+    close(balanced_softmax_cross_entropy(*batch, PRIOR, tau=0), plain)
+    close(balanced_softmax_cross_entropy(*batch, torch.ones(4)), plain)
+    close(equalization_softmax_cross_entropy(*batch, zeros), plain)
+    close(seesaw_cross_entropy(*batch, zeros, q=0), plain)
+
+
+def test_counts_are_known_only_up_to_scale(batch):
+    close(
         balanced_softmax_cross_entropy(*batch, PRIOR),
         balanced_softmax_cross_entropy(*batch, 1e4 * PRIOR),
     )
 
 
-def test_closed_form_gradients(batch):
+def test_closed_form_gradient(batch):
     logits, labels = batch
     logits = logits.requires_grad_()
-    one_hot = F.one_hot(labels, 4).double()
     balanced_softmax_cross_entropy(logits, labels, PRIOR).sum().backward()
-    torch.testing.assert_close(
-        logits.grad, (logits + PRIOR.log()).softmax(1).detach() - one_hot
-    )
-    logits.grad = None
-    balanced_sigmoid_cross_entropy(logits, labels, PRIOR).sum().backward()
-    torch.testing.assert_close(
-        logits.grad, (logits + PRIOR.logit()).sigmoid().detach() - one_hot
-    )
+    one_hot = F.one_hot(labels, 4).double()
+    close(logits.grad, (logits + PRIOR.log()).softmax(1).detach() - one_hot)
 
 
-@pytest.mark.parametrize(
-    'loss', [shifted_softmax_cross_entropy, shifted_sigmoid_cross_entropy]
-)
-@pytest.mark.parametrize('soft', [False, True])
-def test_gradcheck(loss, soft):
-    logits = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([[0, 3], [1, 1], [2, 0]])
-    if soft:
-        labels = torch.rand(3, 4, 2, dtype=torch.float64).softmax(1)
-
-    def function(z):
-        return loss(z, labels, PRIOR.log())
-
-    assert gradcheck(function, logits)
-    assert gradgradcheck(function, logits)
+METHODS = [
+    lambda z, y, **kw: balanced_softmax_cross_entropy(z, y, PRIOR, **kw),
+    lambda z, y, **kw: equalization_softmax_cross_entropy(z, y, RARE, **kw),
+    lambda z, y, **kw: seesaw_cross_entropy(z, y, PRIOR.log(), **kw),
+]
 
 
-@pytest.mark.parametrize(
-    'loss', [shifted_softmax_cross_entropy, shifted_sigmoid_cross_entropy]
-)
-def test_soft_labels_extend_index_labels(batch, loss):
-    logits, labels = batch
-    torch.testing.assert_close(
-        loss(logits, labels, PRIOR.log()),
-        loss(logits, F.one_hot(labels, 4).double(), PRIOR.log()),
-    )
-
-
-@pytest.mark.parametrize(
-    'loss', [shifted_softmax_cross_entropy, shifted_sigmoid_cross_entropy]
-)
-def test_maps_are_rows(loss):
-    logits = torch.randn(2, 4, 3, 5)
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize(('engine', 'dtype', 'rtol'), ENGINES)
+def test_maps_are_rows(method, engine, dtype, rtol):
+    logits = torch.randn(2, 4, 3, 5, dtype=dtype)
     labels = torch.randint(0, 4, (2, 3, 5))
     labels[0, 0, 0] = 255
-    of_map = loss(logits, labels, PRIOR.log(), ignore_index=255)
-    of_rows = loss(
-        logits.permute(0, 2, 3, 1).reshape(-1, 4),
-        labels.reshape(-1),
-        PRIOR.log(),
+    of_map = method(logits, labels, ignore_index=255, engine=engine)
+    of_rows = method(
+        logits.movedim(1, -1).flatten(0, 2),
+        labels.flatten(),
         ignore_index=255,
+        engine=engine,
     )
-    if of_map.dim() == 4:
-        of_map = of_map.permute(0, 2, 3, 1).reshape(-1, 4)
-    torch.testing.assert_close(of_map.reshape(of_rows.shape), of_rows)
-    assert not of_rows[0].any()
+    assert of_map.shape == labels.shape
+    close(of_map.flatten(), of_rows, rtol=rtol, atol=rtol)
+    assert of_rows[0] == 0
+    assert (of_rows[1:] > 0).all()
 
 
-def test_label_of_background_has_no_positive_class():
-    logits = torch.randn(1, 4)
-    torch.testing.assert_close(
-        shifted_sigmoid_cross_entropy(logits, torch.tensor([4]), PRIOR.log()),
-        F.binary_cross_entropy_with_logits(
-            logits + PRIOR.log().float(), torch.zeros(1, 4), reduction='none'
-        ),
-    )
+@pytest.mark.parametrize('method', METHODS[:2])
+def test_soft_labels_extend_index_labels(batch, method):
+    logits, labels = batch
+    soft = F.one_hot(labels, 4).double()
+    close(method(logits, labels), method(logits, soft))
+    # A smoothed label is a mixture where no column is left out.
+    if method is METHODS[0]:
+        mixture = sum(
+            share * method(logits, torch.full((7,), j))
+            for j, share in enumerate((0.5, 0, 0.3, 0.2))
+        )
+        shares = torch.tensor([0.5, 0, 0.3, 0.2]).double().expand(7, 4)
+        close(method(logits, shares), mixture)
 
 
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('engine', ['reference', 'eager', 'native'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_fp32(method, engine, dtype):
+    logits = (torch.randn(64, 4) * 10).to(dtype)
+    labels = torch.randint(0, 4, (64,))
+    ours = method(logits, labels, engine=engine)
+    assert ours.dtype == torch.float32
+    expected = method(logits.float(), labels, engine='reference')
+    close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('value', [-1e4, -100.0, 100.0, 1e4])
-@pytest.mark.parametrize(
-    'loss', [shifted_softmax_cross_entropy, shifted_sigmoid_cross_entropy]
-)
-def test_extreme_logits(loss, value):
+def test_extreme_logits(method, value):
     logits = torch.full((2, 4), value, requires_grad=True)
     logits.data[:, 0] = -value
-    out = loss(logits, torch.tensor([0, 2]), PRIOR.log())
+    out = method(logits, torch.tensor([0, 2]))
     (first,) = torch.autograd.grad(out.sum(), logits, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), logits)
     for tensor in (out, first, second):
         assert tensor.isfinite().all()
-
-
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_fp32(dtype):
-    logits = (torch.randn(64, 4) * 10).to(dtype)
-    labels = torch.randint(0, 4, (64,))
-    for loss in (shifted_softmax_cross_entropy, shifted_sigmoid_cross_entropy):
-        ours = loss(logits, labels, PRIOR.log())
-        assert ours.dtype == torch.float32
-        torch.testing.assert_close(
-            ours, loss(logits.float(), labels, PRIOR.log())
-        )

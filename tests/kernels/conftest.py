@@ -1,9 +1,10 @@
 """Formulas and batches that the tests of all kernels draw from.
 
-A test that asks for ``formula`` runs once for each formula, ``softmax`` and
-``sigmoid`` narrow that down; all three are functions that make one, of a
-number of columns. ``fast`` is an engine that is held to the reference,
-``engine`` any of the three.
+A test that asks for ``formula`` runs once for each formula; ``softmax``,
+``sigmoid`` and ``maskable`` (finite where a logit is minus infinity) narrow
+that down. These are functions that make one, of a number of columns.
+``fast`` is an engine that is held to the reference, ``engine`` any of the
+three.
 """
 
 from dataclasses import replace
@@ -86,6 +87,7 @@ def pytest_generate_tests(metafunc):
         formula=SOFTMAX + SIGMOID,
         softmax=SOFTMAX,
         sigmoid=SIGMOID,
+        maskable=[shifted, scaled, dropped, shifted_bce],
         fast=['eager', NATIVE],
         engine=[NATIVE if name == 'native' else name for name in ENGINES],
     )

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('engine', ['eager', 'reference'])
-def test_contract_suite(engine):
-    environment = dict(os.environ, LT_LOSSES_ENGINE=engine)
-    for name in [k for k in environment if k.startswith('PYTEST_')]:
-        del environment[name]
+@pytest.mark.parametrize('name', ['eager', 'reference'])
+def test_contract_suite(name):
+    environment = dict(os.environ, LT_LOSSES_ENGINE=name)
+    for key in [k for k in environment if k.startswith('PYTEST_')]:
+        del environment[key]
     done = subprocess.run(
         [
             *(sys.executable, '-m', 'pytest', '-q', '-x'),

@@ -95,14 +95,19 @@ def test_without_a_gradient(engine, formula, make, compute, batch_of, rows):
 
 
 # ----------------------------------------------------------------- reduction
-def test_a_factor_reduces(engine, formula, make, compute, batch_of, rows):
-    logits, labels = make(SIZES['map'])
-    weight = torch.rand(labels.shape)
-    losses, gradient, _ = compute(
-        engine, formula, logits, labels, upstream=0.3 * weight
-    )
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize('size', SIZES)
+def test_a_factor_reduces(
+    engine, formula, weighted, size, make, compute, batch_of, rows
+):
+    logits, labels = make(SIZES[size])
+    weight = torch.rand(labels.shape) if weighted else None
+    upstream = torch.full(labels.shape, 0.3)
+    if weighted:
+        upstream = upstream * weight
+    losses, gradient, _ = compute(engine, formula, logits, labels, upstream)
     z = logits.requires_grad_()
-    for factor in (0.3, torch.tensor(0.3)):
+    for factor in (0.3, torch.tensor(0.3), torch.tensor(0.3).double()):
         batch = batch_of(
             formula(K),
             z,
@@ -112,7 +117,7 @@ def test_a_factor_reduces(engine, formula, make, compute, batch_of, rows):
             engine=engine,
         )
         value, _ = rows(formula(K), batch)
-        close(value, (losses * weight).sum() * 0.3)
+        close(value.float(), (losses * upstream).sum())
         # Upstream of the value is not 1.
         close(grad(2 * value, z), 2 * gradient)
 
@@ -243,28 +248,35 @@ def test_a_batch_is_freed_with_its_graph(engine):
     assert watch() is None
 
 
-@pytest.mark.parametrize(
-    'changed', ['labels', 'row_weight', 'element_weight', 'quality', 'factor']
-)
 def test_inputs_changed_before_backward_are_an_error(
-    fast, changed, make, batch_of, rows, sigmoid
+    fast, sigmoid, make, batch_of, rows
 ):
     logits, labels = make((6, K))
-    made = sigmoid(K)
-    fields = dict(factor=torch.tensor(0.5))
-    if changed == 'row_weight':
-        fields['row_weight'] = torch.ones(6)
-    if changed == 'element_weight':
-        fields['element_weight'] = torch.ones(6, K)
-    batch = batch_of(
-        made, logits.requires_grad_(), labels, engine=fast, **fields
-    )
-    if changed == 'quality' and batch.quality is None:
-        pytest.skip('reads no quality')
-    value, _ = rows(made, batch)
-    getattr(batch, changed).zero_()
-    with pytest.raises(RuntimeError, match='modified by an inplace'):
-        value.backward()
+    made, ones = sigmoid(K), torch.ones(6)
+    logits.requires_grad_()
+    for name in (
+        'labels',
+        'row_weight',
+        'element_weight',
+        'quality',
+        'factor',
+    ):
+        batch = batch_of(
+            made,
+            logits,
+            labels.clone(),
+            row_weight=ones.clone(),
+            factor=torch.tensor(0.5),
+            engine=fast,
+        )
+        if name == 'element_weight':
+            batch.element_weight = torch.ones(6, K)
+        if name == 'quality' and not made.sides.reads_quality:
+            continue
+        value, _ = rows(made, batch)
+        getattr(batch, name).zero_()
+        with pytest.raises(RuntimeError, match='modified by an inplace'):
+            value.backward()
 
 
 def test_shapes_that_do_not_fit(engine, formula, make, batch_of, rows):

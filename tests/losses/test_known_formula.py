@@ -96,3 +96,14 @@ def test_a_random_formula_is_never_kept():
     loss = EqualizationSoftmaxLoss(class_counts=[500, 1])
     logits = torch.zeros(1, 2)
     assert loss.known_formula(logits) is not loss.known_formula(logits)
+
+
+def test_the_formula_follows_every_argument():
+    loss = SigmoidEqualizationLoss(num_classes=2)
+    logits, labels = torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])
+    loss(logits, labels)
+    loss.statistics.commit()
+    for name, changed in (('alpha', 0.5), ('gamma', 3.0), ('mu', 0.1)):
+        before = loss(logits, labels)
+        setattr(loss, name, changed)
+        assert not torch.equal(loss(logits, labels), before), name

@@ -305,6 +305,7 @@ class _Native:
         problem.logits, problem.stride = logits.data_ptr(), logits.stride(0)
         problem.gradient = gradient.data_ptr()
         problem.gradient_stride = gradient.stride(0)
+        upstream = _float(upstream)  # a wider factor makes it wider
         problem.upstream = upstream.data_ptr()
         problem.upstream_step = upstream.dim() > 0
         problem.rows = problem.positive = problem.sums = problem.counts = None

@@ -130,20 +130,19 @@ def test_an_argument_comes_before_the_process(took):
         assert took(call, engine='reference') == []
 
 
-@pytest.mark.parametrize('name', ['element_weight', 'quality'])
-def test_other_inputs_that_want_a_gradient(
-    took, name, batch_of, rows, sigmoid
-):
+def test_other_inputs_that_want_a_gradient(took, sigmoid, batch_of, rows):
     logits, labels = torch.zeros(2, K), torch.tensor([0, 1])
     formula = sigmoid(K)
-    if name == 'quality' and not formula.sides.reads_quality:
-        pytest.skip('reads no quality')
-    batch = batch_of(formula, logits, labels, engine='eager')
-    values = torch.ones((2, K) if name == 'element_weight' else 2)
-    setattr(batch, name, values)
-    assert took(rows, formula, batch) == ['eager']
-    setattr(batch, name, values.requires_grad_())
-    assert took(rows, formula, batch) == []
+    sizes = dict(element_weight=(2, K))
+    if formula.sides.reads_quality:
+        sizes['quality'] = 2
+    for name, size in sizes.items():
+        batch = batch_of(formula, logits, labels, engine='eager')
+        values = torch.ones(size)
+        setattr(batch, name, values)
+        assert took(rows, formula, batch) == ['eager']
+        values.requires_grad_()
+        assert took(rows, formula, batch) == []
 
 
 # ---------------------------------------------------------------- transforms

@@ -10,8 +10,7 @@ import math
 import pytest
 import torch
 
-from lt_losses_mm.functional import random_drops
-from lt_losses_mm.functional.draw import new_seed
+from lt_losses_mm.kernels.formulas.draw import new_seed, random_drops
 
 ROWS, COLUMNS = 512, 384
 SEEDS = [(0, 0), (1, 0), (0, 1), (2**32 - 1, 2**32 - 1)]

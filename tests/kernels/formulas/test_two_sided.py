@@ -1,7 +1,10 @@
-"""The maths of the equalization losses: tables, derivatives, large logits."""
+"""Formulas of two sides: mixtures, derivatives, sums, large logits.
+
+Their values are compared with the papers' in ``tests/functional``.
+"""
 
 import itertools
-import math
+from dataclasses import replace
 
 import mpmath
 import pytest
@@ -9,308 +12,243 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from lt_losses_mm.functional import (
-    equalization_weights,
-    equalized_focal_factors,
-    equalized_focal_loss,
-    equalized_focal_sums,
-    equalized_quality_focal_loss,
-    equalized_quality_focal_sums,
-    shifted_softmax_cross_entropy,
-    shifted_softmax_sums,
-    sigmoid_equalization_weights,
-    softmax_equalization_v1,
-    weighted_sigmoid_cross_entropy,
-    weighted_sigmoid_sums,
+from lt_losses_mm.kernels import (
+    FOCAL,
+    QUALITY_FOCAL,
+    SHIFTED_BCE,
+    WEIGHTED_BCE,
+    TwoSided,
+)
+from lt_losses_mm.kernels.formulas.two_sided import (
+    focal_parameters,
+    where_of_quality,
 )
 
 C = 4
+SHIFT = torch.tensor([1.0, 0.3, -2.0, -9.0], dtype=torch.float64)
 Q = torch.tensor([4.9997, 3.0, 1.33, 1.0], dtype=torch.float64)
 R = torch.tensor([7e-5, 0.5, 0.917, 1.0], dtype=torch.float64)
 FOCUSING = torch.tensor([10.0, 6.8, 3.1, 2.0], dtype=torch.float64)
-FACTORS = (FOCUSING, FOCUSING / 2)
-SHIFT = torch.tensor([1.0, 0.3, -2.0, -9.0], dtype=torch.float64)
-
-# name: loss, its sums, positional parameters
-PAIRS = dict(
-    sigmoid=(weighted_sigmoid_cross_entropy, weighted_sigmoid_sums, (Q, R)),
-    focal=(equalized_focal_loss, equalized_focal_sums, FACTORS),
-    quality=(
-        equalized_quality_focal_loss,
-        equalized_quality_focal_sums,
-        FACTORS,
-    ),
-    softmax=(shifted_softmax_cross_entropy, shifted_softmax_sums, (SHIFT,)),
+FORMULAS = dict(
+    shifted=TwoSided(SHIFTED_BCE, (SHIFT,)),
+    weighted=TwoSided(WEIGHTED_BCE, (Q, R)),
+    focal=TwoSided(FOCAL, focal_parameters(FOCUSING, FOCUSING / 2, 0.25)),
+    quality=TwoSided(QUALITY_FOCAL, focal_parameters(FOCUSING, FOCUSING / 2)),
 )
+close = torch.testing.assert_close
 
 
-@pytest.fixture(params=PAIRS)
-def pair(request):
-    return request.param, *PAIRS[request.param]
+@pytest.fixture(params=FORMULAS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def definition(name):
+    return FORMULAS[name]
 
 
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(3)
     logits = 3 * torch.randn(7, C, dtype=torch.float64, generator=generator)
-    return logits, torch.tensor([0, 1, 2, 3, 3, 0, -100])
+    return logits, torch.tensor([0, 1, 2, 3, 3, 0, C])
 
 
-# ------------------------------------------------------------------- tables
-@pytest.mark.parametrize(
-    ('ratio', 'negative', 'positive', 'digits'),
-    [
-        (0.0, 6.8e-5, 4.9997, (6, 4)),
-        (0.5, 0.0266, 4.89, (4, 2)),
-        (0.8, 0.5, 3.0, (12, 12)),
-        (1.0, 0.917, 1.33, (3, 2)),
-        (1.5, 0.9998, 1.0009, (4, 4)),
-        (100.0, 1.0, 1.0, (15, 15)),
-        (math.inf, 1.0, 1.0, (15, 15)),
-    ],
-)
-def test_weights_of_sigmoid_eql(ratio, negative, positive, digits):
-    q, r = sigmoid_equalization_weights(
-        torch.tensor([ratio], dtype=torch.float64)
-    )
-    assert round(r.item(), digits[0]) == negative
-    assert round(q.item(), digits[1]) == positive
+def one_hot(labels):
+    """(N, C, d1, ...), of labels of which C and more are none."""
+    return F.one_hot(labels.clamp(max=C), C + 1).movedim(-1, 1)[:, :C].double()
 
 
-@pytest.mark.parametrize(
-    ('scale', 'ratio', 'focusing', 'weight'),
-    [
-        (8.0, 0.0, 10.0, 5.0),
-        (8.0, 0.5, 6.0, 3.0),
-        (8.0, 1.0, 2.0, 1.0),
-        (8.0, 7.0, 2.0, 1.0),
-        (8.0, math.inf, 2.0, 1.0),
-        (4.0, 0.0, 6.0, 3.0),
-        (4.0, 0.75, 3.0, 1.5),
-        (4.0, 1.0, 2.0, 1.0),
-        (0.0, 0.0, 2.0, 1.0),
-    ],
-)
-def test_factors_of_equalized_focal(scale, ratio, focusing, weight):
-    factors = equalized_focal_factors(
-        torch.tensor([ratio], dtype=torch.float64), scale_factor=scale
-    )
-    assert [f.item() for f in factors] == [focusing, weight]
+def qualities(definition, labels):
+    """Of each row, if the definition reads them."""
+    if not definition.sides.reads_quality:
+        return None
+    values = torch.linspace(0.1, 1, labels.numel()).double()
+    return values.view(labels.shape)
 
 
-def test_weights_of_eql():
-    tail = torch.tensor([False, True, True])
-    q, r = equalization_weights(torch.tensor([0, 1, 3, -100]), tail, 2)
-    assert q.tolist() == [1, 1, 1]
-    # A row of background (label 3) remains a negative of all classes.
-    assert r[:3].tolist() == [[1, 0, 0], [1, 0, 0], [1, 1, 1]]
-
-
-# --------------------------------------------------------------- identities
-def test_ratio_one_is_the_focal_loss(batch):
-    """By torchvision, which the hosts need and which knows one gamma."""
-    ops = pytest.importorskip('torchvision.ops')
-    logits, labels = batch[0][:6], batch[1][:6]
-    for alpha in (0.25, 0.6, -1.0):
-        ours = equalized_focal_loss(
-            logits,
-            labels,
-            *equalized_focal_factors(torch.ones(C, dtype=torch.float64)),
-            alpha=alpha,
-        )
-        torch.testing.assert_close(
-            ours,
-            ops.sigmoid_focal_loss(
-                logits, F.one_hot(labels, C).double(), alpha=alpha
-            ),
-        )
-
-
-def test_weights_of_one_are_plain_losses(batch):
-    logits, labels = batch[0][:6], batch[1][:6]
-    one, zero = torch.ones(C), torch.zeros(C)
-    bce = F.binary_cross_entropy_with_logits(
-        logits, F.one_hot(labels, C).double(), reduction='none'
-    )
-    close = torch.testing.assert_close
-    close(weighted_sigmoid_cross_entropy(logits, labels, one, one), bce)
-    close(equalized_focal_loss(logits, labels, zero, one, alpha=-1), bce)
-    close(equalized_quality_focal_loss(logits, labels, zero, one), bce)
+# -------------------------------------------------------------------- values
+def test_parameters_of_focal():
+    gamma, weight = torch.tensor([2.0, 3.0]), torch.tensor([1.0, 1.5])
     close(
-        softmax_equalization_v1(
-            logits, labels, torch.zeros_like(logits, dtype=torch.bool)
-        ),
-        F.cross_entropy(logits, labels, reduction='none'),
+        focal_parameters(gamma, weight, 0.25),
+        (gamma, 0.25 * weight, 0.75 * weight),
     )
+    close(focal_parameters(gamma, weight), (gamma, weight, weight))
 
 
-def test_quality_one_is_the_focal_loss_without_alpha(batch):
-    quality = torch.ones(7)
-    torch.testing.assert_close(
-        equalized_quality_focal_loss(*batch, *FACTORS, quality=quality),
-        equalized_focal_loss(*batch, *FACTORS, alpha=-1),
-    )
-
-
-def test_quality_zero_is_background(batch):
+def test_neutral_parameters_are_binary_cross_entropy(batch, definition):
     logits, labels = batch
-    ours = equalized_quality_focal_loss(
-        logits, labels, *FACTORS, quality=torch.zeros(7)
+    neutral = [
+        torch.full((C,), v) for v in map(float, definition.sides.neutral)
+    ]
+    ours = TwoSided(definition.sides, neutral).loss(
+        logits, labels, -100, qualities(definition, labels)
     )
-    background = labels.masked_fill(labels >= 0, C)
-    expected = equalized_quality_focal_loss(logits, background, *FACTORS)
-    assert torch.equal(ours, expected)
-
-
-def test_softmax_eql_v1_by_hand():
-    logits = torch.tensor([[0.0, 1.0, 2.0]]).log1p()
-    dropped = torch.tensor([[False, True, True]])
-
-    def loss(label):
-        return softmax_equalization_v1(logits, torch.tensor([label]), dropped)
-
-    # e^z is 1, 2, 3; the label itself is never left out
-    torch.testing.assert_close(loss(0).exp(), torch.tensor([1.0]))
-    torch.testing.assert_close(loss(1).exp(), torch.tensor([3 / 2]))
-    torch.testing.assert_close(loss(2).exp(), torch.tensor([4 / 3]))
-
-
-# ------------------------------------------------------------- soft labels
-def test_one_hot_labels_are_index_labels(batch, pair):
-    _, loss, sums, parameters = pair
-    logits, labels = batch[0][:6], batch[1][:6]
-    soft = F.one_hot(labels, C).double()
-    weight = torch.rand(6, 1, dtype=torch.float64)
-    close = torch.testing.assert_close
-    close(loss(logits, labels, *parameters), loss(logits, soft, *parameters))
+    target = one_hot(labels)
+    if definition.sides.reads_quality:
+        target = target * qualities(definition, labels).unsqueeze(1)
     close(
-        sums(logits, labels, *parameters, weight=weight),
-        sums(logits, soft, *parameters, weight=weight),
+        ours,
+        F.binary_cross_entropy_with_logits(logits, target, reduction='none'),
     )
 
 
-@pytest.mark.parametrize('name', ['sigmoid', 'focal'])
-def test_a_soft_label_of_a_class_is_a_mixture(batch, name):
-    loss, sums, parameters = PAIRS[name]
+@pytest.mark.parametrize('soft', [False, True])
+def test_background_that_is_spared(batch, definition, soft):
+    logits, labels = batch
+    spared = replace(definition, spare_background=True)
+    neutral = [
+        torch.full((C,), v) for v in map(float, definition.sides.neutral)
+    ]
+    neutral = TwoSided(definition.sides, neutral)
+    y = one_hot(labels) if soft else labels
+    quality = None if soft else qualities(definition, labels)
+    ours, plain, weighted = (
+        torch.stack([f.loss(logits, y, -100, quality)])
+        for f in (spared, neutral, definition)
+    )
+    close(ours[:, -1], plain[:, -1])
+    close(ours[:, :-1], weighted[:, :-1])
+    assert not torch.allclose(ours[:, -1], weighted[:, -1])
+    last = slice(-1, None)
+    quality = None if quality is None else quality[last]
+    close(
+        spared.sums(logits[last], y[last], -100, None, quality),
+        neutral.sums(logits[last], y[last], -100, None, quality),
+    )
+
+
+def test_a_label_of_quality_0_is_background(batch):
+    labels = batch[1]
+    labels[1] = -100
+    quality = torch.tensor([0.0, 0, 1, 0, 0.5, -0.1, 0])
+    found = where_of_quality(labels, quality, C, -100)
+    assert found.tolist() == [C, -100, 2, C, 3, C, C]
+
+
+# --------------------------------------------------------------- soft labels
+def test_one_hot_labels_are_index_labels(batch, definition):
+    logits, labels = batch
+    soft = one_hot(labels)
+    weight = torch.rand(7, 1, dtype=torch.float64)
+    one = torch.ones(7) if definition.sides.reads_quality else None
+    close(
+        definition.loss(logits, labels, -100, one),
+        definition.loss(logits, soft, -100),
+    )
+    close(
+        definition.sums(logits, labels, -100, weight, one),
+        definition.sums(logits, soft, -100, weight),
+    )
+
+
+@pytest.mark.parametrize('name', ['shifted', 'weighted', 'focal'])
+def test_a_soft_label_of_a_class_is_a_mixture(batch, definition):
     logits, t = batch[0][:1], 0.3
-    soft = torch.full((1, C), t)
 
-    def mixed(function):
-        positive = function(logits, torch.ones(1, C), *parameters)
-        negative = function(logits, torch.zeros(1, C), *parameters)
-        if isinstance(positive, tuple):
-            positive, negative = torch.stack(positive), torch.stack(negative)
-        return t * positive + (1 - t) * negative
+    def results(share):
+        soft = torch.full((1, C), share)
+        return (
+            definition.loss(logits, soft, -100),
+            definition.sums(logits, soft, -100, None),
+        )
 
-    torch.testing.assert_close(loss(logits, soft, *parameters), mixed(loss))
-    torch.testing.assert_close(
-        torch.stack(sums(logits, soft, *parameters)), mixed(sums)
-    )
-
-
-def test_a_soft_label_of_softmax_is_a_mixture(batch):
-    logits = batch[0][:1]
-    soft = torch.tensor([[0.5, 0.0, 0.3, 0.2]], dtype=torch.float64)
-    ours = shifted_softmax_sums(logits, soft, SHIFT)
-    mixture = sum(
-        share * torch.stack(shifted_softmax_sums(logits, label, SHIFT))
-        for share, label in zip(soft[0], torch.arange(C).view(C, 1))
-    )
-    torch.testing.assert_close(torch.stack(ours), mixture)
+    for ours, positive, negative in zip(*map(results, (t, 1.0, 0.0))):
+        close(ours, t * positive + (1 - t) * negative)
 
 
 def test_quality_at_the_label_is_a_map_of_qualities(batch):
+    definition = FORMULAS['quality']
     logits, labels = batch[0][:6], batch[1][:6]
     quality = torch.tensor([0.9, 0.01, 0.0, 1.0, 0.4, 0.6])
-    soft = F.one_hot(labels, C) * quality.unsqueeze(1)
-    close = torch.testing.assert_close
+    soft = one_hot(labels) * quality.unsqueeze(1)
+    labels = where_of_quality(labels, quality, C, -100)
     close(
-        equalized_quality_focal_loss(
-            logits, labels, *FACTORS, quality=quality
-        ),
-        equalized_quality_focal_loss(logits, soft, *FACTORS),
+        definition.loss(logits, labels, -100, quality),
+        definition.loss(logits, soft, -100),
     )
-    of_index = equalized_quality_focal_sums(
-        logits, labels, *FACTORS, quality=quality
-    )
-    of_map = equalized_quality_focal_sums(logits, soft, *FACTORS)
-    close(of_index, of_map)
+    of_map = definition.sums(logits, soft, -100, None)
+    close(definition.sums(logits, labels, -100, None, quality), of_map)
     # A label of quality 0 is no positive; others count as one each.
     assert of_map[2].tolist() == [2, 1, 0, 2]
 
 
-# -------------------------------------------------------------- derivatives
-def soft_labels():
-    return torch.tensor([[0.2, 0.0, 0.5, 1.0], [0.0, 0.9, 0.1, 0.3]]).double()
+# --------------------------------------------------------------- derivatives
+SOFT = torch.tensor([[0.2, 0.0, 0.5, 1.0], [0.0, 0.9, 0.1, 0.3]]).double()
 
 
-DROPPED = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0]]).bool()
-
-
-@pytest.mark.parametrize(
-    'function',
-    [
-        lambda z, y: weighted_sigmoid_cross_entropy(z, y, Q, R),
-        lambda z, y: equalized_focal_loss(z, y, *FACTORS),
-        lambda z, y: equalized_focal_loss(z, y, *FACTORS, alpha=-1),
-        lambda z, y: equalized_quality_focal_loss(
-            z, y, *FACTORS, quality=torch.tensor([0.7, 0.0])
-        ),
-        lambda z, y: softmax_equalization_v1(z, y, DROPPED),
-    ],
-    ids=['sigmoid', 'focal', 'focal-no-alpha', 'quality', 'softmax-v1'],
-)
 @pytest.mark.parametrize(
     'labels',
-    [torch.tensor([0, 2]), torch.tensor([-100, 1]), soft_labels()],
+    [torch.tensor([0, 2]), torch.tensor([-100, 1]), SOFT],
     ids=['index', 'ignored', 'soft'],
 )
-def test_gradcheck(function, labels):
+@pytest.mark.parametrize('spare', [False, True])
+def test_gradcheck(definition, labels, spare):
+    definition = replace(definition, spare_background=spare)
     logits = torch.tensor(
         [[1.5, -2.0, 0.3, 3.1], [-0.7, 0.2, 2.2, -3.0]],
         dtype=torch.float64,
         requires_grad=True,
     )
-    assert gradcheck(lambda z: function(z, labels), logits)
-    assert gradgradcheck(lambda z: function(z, labels), logits)
+    quality = qualities(definition, labels) if labels is not SOFT else None
+
+    def function(z):
+        return definition.loss(z, labels, -100, quality)
+
+    assert gradcheck(function, logits)
+    assert gradgradcheck(function, logits)
 
 
-@pytest.mark.parametrize('shape', ['rows', 'map'])
+@pytest.mark.parametrize('size', [(12, C), (2, C, 2, 3)], ids=str)
 @pytest.mark.parametrize('weighted', [False, True])
-def test_sums_are_the_gradients(pair, shape, weighted):
-    name, loss, sums, parameters = pair
+@pytest.mark.parametrize('spare', [False, True])
+def test_sums_are_the_gradients(definition, size, weighted, spare):
+    definition = replace(definition, spare_background=spare)
     generator = torch.Generator().manual_seed(1)
-    size = (2, C, 2, 3) if shape == 'map' else (12, C)
     logits = 3 * torch.randn(*size, dtype=torch.float64, generator=generator)
-    labels = torch.randint(
-        C if name == 'softmax' else C + 1,
-        size[:1] + size[2:],
-        generator=generator,
-    )
+    rows = size[:1] + size[2:]
+    labels = torch.randint(C + 1, rows, generator=generator)
     labels[0] = 255
     weight = None
     if weighted:
         weight = torch.rand(*size, dtype=torch.float64, generator=generator)
         weight[weight < 0.3] = 0
-        if name == 'softmax':
-            weight = weight[:, :1]
+    quality = qualities(definition, labels)
     leaf = logits.clone().requires_grad_()
-    rows = loss(leaf, labels, *parameters, ignore_index=255)
-    gradient = torch.autograd.grad(rows.sum(), leaf)[0].abs()
-    positive = F.one_hot(labels.clamp(max=C), C + 1).movedim(-1, 1)[:, :C]
-    positive = positive.double()
+    loss = definition.loss(leaf, labels, 255, quality)
+    gradient = torch.autograd.grad(loss.sum(), leaf)[0].abs()
+    positive = one_hot(labels)
     factor = torch.ones_like(gradient) if weight is None else weight
-    over_rows = [0, 2, 3] if shape == 'map' else [0]
-    expected = (
-        (factor * gradient * positive).sum(over_rows),
-        (factor * gradient * (1 - positive)).sum(over_rows),
-        ((factor > 0) * positive).sum(over_rows),
+    over_rows = [0, *range(2, logits.dim())]
+    expected = torch.stack(
+        [
+            (factor * gradient * positive).sum(over_rows),
+            (factor * gradient * (1 - positive)).sum(over_rows),
+            ((factor > 0) * positive).sum(over_rows),
+        ]
     )
-    ours = sums(logits, labels, *parameters, weight=weight, ignore_index=255)
-    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-14)
+    ours = definition.sums(logits, labels, 255, weight, quality)
+    close(ours, expected, rtol=1e-10, atol=1e-14)
 
 
-# ------------------------------------------------------------ large logits
+@pytest.mark.parametrize('name', ['focal', 'quality'])
+def test_both_of_a_side_are_each_of_it(batch, definition):
+    """The shortcut of engines that want value and slope."""
+    sides, logits = definition.sides, batch[0]
+    close(
+        sides.negative_both(logits, *definition.parameters),
+        (
+            sides.negative(logits, *definition.parameters),
+            sides.negative_slope(logits, *definition.parameters),
+        ),
+        rtol=1e-12,
+        atol=1e-15,
+    )
+
+
+# -------------------------------------------------------------- large logits
 QUALITY = 0.7
 
 
@@ -334,13 +272,22 @@ def parameter(value):
     return torch.tensor([value], dtype=torch.float64)
 
 
+FACTORS = parameter(6.8), parameter(3.4)
 LARGE = dict(
-    sigmoid=(bce_of_paper, (parameter(5), parameter(0.5)), {}),
-    focal=(efl_of_paper, (parameter(6.8), parameter(3.4)), {}),
+    weighted=(
+        bce_of_paper,
+        TwoSided(WEIGHTED_BCE, (parameter(5), parameter(0.5))),
+        None,
+    ),
+    focal=(
+        efl_of_paper,
+        TwoSided(FOCAL, focal_parameters(*FACTORS, 0.25)),
+        None,
+    ),
     quality=(
         eqfl_of_paper,
-        (parameter(6.8), parameter(3.4)),
-        dict(quality=torch.tensor([QUALITY], dtype=torch.float64)),
+        TwoSided(QUALITY_FOCAL, focal_parameters(*FACTORS)),
+        parameter(QUALITY),
     ),
 )
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -357,20 +304,19 @@ def by_many_digits(of_paper, z, positive):
         return float(value(mpmath.mpf(z))), float(mpmath.diff(value, z))
 
 
-@pytest.mark.parametrize('name', LARGE)
+@pytest.mark.parametrize('kind', LARGE)
 @pytest.mark.parametrize('size', [0.0, 7.0, 8.5, 17.0, 1e4])
-def test_large_logits(name, size):
-    of_paper, parameters, kwargs = LARGE[name]
-    loss, sums, _ = PAIRS[name]
+def test_large_logits(kind, size):
+    of_paper, definition, quality = LARGE[kind]
     for dtype, sign, positive in itertools.product(
         DTYPES, (1, -1), (True, False)
     ):
         leaf = torch.tensor([[sign * size]], dtype=dtype, requires_grad=True)
         value, slope = by_many_digits(of_paper, leaf.item(), positive)
         labels = torch.tensor([0 if positive else 1])
-        ours = loss(leaf, labels, *parameters, **kwargs)
+        ours = definition.loss(leaf, labels, -100, quality)
         ours.sum().backward()
-        of_class = sums(leaf.detach(), labels, *parameters, **kwargs)
+        of_class = definition.sums(leaf.detach(), labels, -100, None, quality)
         # Computed in fp32 at least; the gradient has the logits' type.
         wide = dtype == torch.float64
         exact = dict(rel=1e-12) if wide else dict(rel=1e-5, abs=1e-12)
@@ -385,35 +331,3 @@ def test_large_logits(name, size):
             mine, other = other, mine
         assert mine == pytest.approx(abs(slope), **exact)
         assert (other, count) == (0, positive)
-
-
-@pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('soft', [False, True])
-def test_large_logits_of_softmax(dtype, soft):
-    values = torch.tensor([-1e4, -17.0, -8.5, 0.0, 8.5, 17.0, 1e4])
-    generator = torch.Generator().manual_seed(0)
-    order = torch.stack(
-        [torch.randperm(7, generator=generator)[:C] for _ in range(40)]
-    )
-    logits = values[order].to(dtype)
-    labels = torch.randint(C, (40,), generator=generator)
-    dropped = torch.rand(40, C, generator=generator) < 0.5
-    if soft:
-        labels = F.one_hot(labels, C) * 0.8 + 0.05
-
-    def results(logits):
-        out = [*shifted_softmax_sums(logits, labels, SHIFT)]
-        for function, extra in (
-            (shifted_softmax_cross_entropy, SHIFT),
-            (softmax_equalization_v1, dropped),
-        ):
-            leaf = logits.clone().requires_grad_()
-            loss = function(leaf, labels, extra)
-            loss.sum().backward()
-            out += [loss.detach(), leaf.grad]
-        return [value.double() for value in out]
-
-    eps = max(torch.finfo(dtype).eps, 1e-6)
-    for ours, exact in zip(results(logits), results(logits.double())):
-        assert ours.isfinite().all()
-        torch.testing.assert_close(ours, exact, rtol=2 * eps, atol=2e-6)
