@@ -152,7 +152,7 @@ def test_types_exist(page: Path) -> None:
         re.findall(r'\blt_losses_mm\.([A-Z]\w+)', page.read_text('utf-8'))
     )
     if page.name == TUTORIAL:
-        names.discard('ClassTemperatureLoss')
+        names.discard('RarityMarginLoss')
     for name in names:
         assert any(
             name in known.module_dict
