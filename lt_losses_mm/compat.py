@@ -24,6 +24,11 @@ is_compiling: Callable[[], bool] = getattr(
 )
 
 
+# The transform of ``torch.func`` that is at work, or None. There is no public
+# way to ask: ``docs/decisions/0006-house.md``.
+transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+
+
 def patch_lvis() -> bool:
     """Let the ``lvis`` package evaluate on NumPy 1.24 and newer.
 

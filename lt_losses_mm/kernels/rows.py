@@ -16,7 +16,7 @@ from typing import Any, Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from ..compat import is_compiling
+from ..compat import is_compiling, transform
 from ..messages import fault
 from .call import Batch, Call, Engine
 from .engines import choice, reference
@@ -38,12 +38,9 @@ def reduce_rows(
     """
     if weight is not None:
         rows = rows * weight.to(rows.dtype)
-    return rows.sum() * _like(factor, rows)
-
-
-def _like(factor: float | Tensor, values: Tensor) -> float | Tensor:
-    """A factor that does not widen the values."""
-    return factor.to(values.dtype) if isinstance(factor, Tensor) else factor
+    if isinstance(factor, Tensor):
+        factor = factor.to(rows.dtype)
+    return rows.sum() * factor
 
 
 def softmax_rows(
@@ -126,7 +123,7 @@ def choose(batch: Batch, formula: SoftmaxFormula | TwoSided) -> Engine | None:
     the logits that want a gradient, ``torch.compile``, and transforms of
     ``torch.func``. There is no public way to ask for the latter, and the
     public way to serve them, ``setup_context`` of an autograd function, costs
-    every call some 40 microseconds: ``docs/decisions/0006-house``.
+    every call some 40 microseconds: ``docs/decisions/0006-house.md``.
     """
     name = batch.engine or choice.current
     logits, element_weight = batch.logits, batch.element_weight
@@ -137,7 +134,7 @@ def choose(batch: Batch, formula: SoftmaxFormula | TwoSided) -> Engine | None:
         or not logits.numel()
         or (element_weight is not None and element_weight.requires_grad)
         or (batch.quality is not None and batch.quality.requires_grad)
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or transform() is not None
     ):
         return None
     if name == 'native' and NATIVE.can_run(logits, formula):
@@ -384,7 +381,10 @@ class _Rows(torch.autograd.Function):
             )
             return gradient, None
         if run.factor is not None:
-            upstream = upstream * _like(run.factor, upstream)
+            factor = run.factor
+            if isinstance(factor, Tensor):
+                factor = factor.to(upstream.dtype)
+            upstream = upstream * factor
             if run.row_weight is not None:
                 upstream = upstream * run.row_weight.to(upstream.dtype)
         if upstream.dim():

@@ -35,11 +35,9 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     takes_soft_labels = True
     takes_quality = False  # labels as (labels, quality), of GFL-type heads
     activated = False  # whether the head passes probabilities
-    # Whether some class has no negative where there is no background.
-    needs_background = False
-    # For lt_losses_mm.testing: arguments of an example, those that make it
-    # its plain form (None if nothing does), and those that make its gradient
-    # the derivative of its value.
+    needs_background = False  # or some class would have no negative
+    # For lt_losses_mm.testing: arguments of an example, of its plain form (if
+    # it has one), and with which its gradient is the derivative.
     example: Mapping[str, Any] = {}
     neutral: Mapping[str, Any] | None = None
     smooth: Mapping[str, Any] = {}
@@ -88,7 +86,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         self.statistics: RunningStatistics | None = None
         self._expected_classes = num_classes
         self.checked_devices: set[str] = set()  # whose labels were seen
-        # Largest label, and formula, by the numbers of columns served so far.
+        # Largest label, and formula, by the columns served so far.
         self.served: dict[tuple[int, bool], int] = {}
         self._formulas: dict[Any, tuple[Any, ...]] = {}
         self.register_buffer('class_counts', torch.zeros(0))
@@ -133,19 +131,17 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         self.set_num_classes(counts.num_classes, 'class_counts')
         self.class_counts = torch.tensor(counts.counts).float().to(device)
 
-    def _load_from_state_dict(
-        self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        host_protocol.counts_of_checkpoint(
-            self, state_dict, prefix, errors=args[-1]
-        )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _load_from_state_dict(self, state_dict: Any, *args: Any) -> None:
+        host_protocol.counts_of_checkpoint(self, state_dict, *args)
+        super()._load_from_state_dict(state_dict, *args)
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        # Counts overflow in fp16 (65504), so `model.half()` only moves them.
-        counts = self.class_counts
+        # They overflow in fp16 (65504), so `model.half()` only moves them.
+        counts, weight = self.class_counts, self.class_weight
         super()._apply(fn, *args, **kwargs)
-        self.class_counts = counts.to(self.class_counts.device)
+        device = self.class_counts.device
+        self.class_counts = counts.to(device)
+        self.class_weight = None if weight is None else weight.to(device)
         return self
 
     # ---------------------------------------------------------------- forward
@@ -170,8 +166,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     def row_loss(self, batch: Batch) -> Tensor:
         """Loss per row, (N, d1, ...), 0 for ignored rows, not yet weighted.
 
-        Or, where ``batch.factor`` is given, the scalar that the reduction
-        makes of them: the kernels can do both.
+        Or the scalar that the reduction by ``batch.factor`` makes of them.
         """
         statistics, formula = self.statistics, self.known_formula(batch.logits)
         if statistics is None or not batch.learns:
@@ -183,17 +178,23 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     def known_formula(self, logits: Tensor) -> Any:
         """:meth:`formula`, made anew only where what it reads has changed."""
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        key = logits.size(1), dtype
-        if is_compiling():
+        key, sources = (logits.size(1), dtype), [self.class_counts]
+        if self.statistics is not None:
+            sources.append(self.statistics.sums)
+        if is_compiling() or torch.is_inference_mode_enabled():
             return self.formula(*key)
-        statistics = self.statistics
-        source = self.class_counts if statistics is None else statistics.sums
+        for source in sources:
+            if source.is_inference() or source.requires_grad:
+                return self.formula(*key)
         # A tensor that is written to has another version.
-        known = self._formulas.get(key)
-        if not known or known[0] is not source or known[1] != source._version:
-            known = source, source._version, self.formula(*key)
-            self._formulas[key] = known
-        return known[2]
+        state = [(id(source), source._version) for source in sources]
+        if key not in self._formulas or self._formulas[key][0] != state:
+            self._formulas[key] = state, self.formula(*key), sources
+        return self._formulas[key][1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Versions of tensors begin anew in a copy.
+        return dict(self.__dict__, _formulas={})
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -240,9 +241,8 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
 
     def extra_repr(self) -> str:
         return (
-            f'num_classes={getattr(self, "num_classes", None)}, '
-            f'background={self.background.key!r}, '
-            f'loss_weight={self.loss_weight}, '
+            f'num_classes={getattr(self, "num_classes", None)}, background='
+            f'{self.background.key!r}, loss_weight={self.loss_weight}, '
             f'reduction={self.reduction!r}'
         )
 

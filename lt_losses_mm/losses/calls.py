@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..compat import is_compiling
+from ..compat import is_compiling, transform
 from ..kernels import Batch, reduce_rows
 from ..kernels.formulas.labels import upcast
 from ..messages import fault
@@ -60,7 +60,7 @@ def read_call(
     if ignore_index is None:
         ignore_index = loss.ignore_index
     if ignore_index is None:
-        ignore_index = -100 if logits.dim() == 2 else 255
+        ignore_index = 255 if logits.dim() == 4 else -100
     if loss.activated:
         logits = torch.logit(upcast(logits), torch.finfo(torch.float32).eps)
     quality = None
@@ -91,6 +91,7 @@ def read_call(
             (device == 'cpu' or device not in loss.checked_devices)
             and labels.numel()
             and not is_compiling()
+            and transform() is None
         ):
             loss.checked_devices.add(device)
             low, high = labels.aminmax()
@@ -129,10 +130,7 @@ def read_call(
         and logits.numel() > 0
         # What a transform of torch.func computes, such as the inner step of
         # a meta learner, may not leave it.
-        and (
-            is_compiling()
-            or torch._C._functorch.peek_interpreter_stack() is None
-        )
+        and (is_compiling() or transform() is None)
     )
     return Batch(
         logits,

@@ -78,7 +78,7 @@ def counts_of_checkpoint(
     loss: LongTailLoss,
     state_dict: dict[str, Any],
     prefix: str,
-    errors: list[str],
+    *rest: Any,
 ) -> None:
     """Make a checkpoint's class counts fit the loss, before it loads them.
 
@@ -97,7 +97,7 @@ def counts_of_checkpoint(
         loss.class_counts = loss.class_counts.new_zeros(loaded.shape)
     else:
         state_dict[key] = loss.class_counts
-        errors.append(
+        rest[-1].append(
             describe(
                 'num_classes',
                 known,

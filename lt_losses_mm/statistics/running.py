@@ -96,6 +96,7 @@ class RunningStatistics(nn.Module):
         # Under the logits, and what its version was at the last look.
         self._parameter: Any = None
         self._values: Tensor | None = None
+        self._committed = False
         self._forget_steps()
 
     @property
@@ -160,7 +161,8 @@ class RunningStatistics(nn.Module):
         if stepped:
             self._version = parameter._version
             self._steps += 1
-            if self._steps >= _PATIENCE:
+            # Whoever has committed once knows how, and may take inner steps.
+            if self._steps >= _PATIENCE and not self._committed:
                 raise RuntimeError(
                     f'{self.owner}: {_PATIENCE} optimizer steps without a '
                     'commit, so that its statistics stay as they were and it '
@@ -190,6 +192,7 @@ class RunningStatistics(nn.Module):
         if self.decay != 1:
             self.sums.mul_(self.decay)
         self.sums.add_(sums)
+        self._committed = True
         self.discard_pending()
 
     def _forget_steps(self) -> None:
@@ -278,15 +281,17 @@ class LabelCounts(RunningStatistics):
 
 
 def _parameter_under(logits: Tensor) -> Tensor | None:
-    """The first leaf that the logits come from, nearest first."""
+    """The nearest parameter that the logits come from, or else a leaf."""
     nodes: list[Any] = [logits.grad_fn]
+    first = None
     for node in nodes:
         leaf = getattr(node, 'variable', None)
-        if leaf is not None:
+        if isinstance(leaf, nn.Parameter):
             return leaf
+        first = leaf if first is None else first
         if node is not None and len(nodes) < _REACH:
             nodes += [parent for parent, _ in node.next_functions]
-    return None
+    return first
 
 
 def _move(statistic: Tensor, device: torch.device) -> Tensor:

@@ -107,3 +107,23 @@ def test_the_formula_follows_every_argument():
         before = loss(logits, labels)
         setattr(loss, name, changed)
         assert not torch.equal(loss(logits, labels), before), name
+
+
+def test_a_look_in_inference_mode_leaves_nothing():
+    loss = SigmoidEqualizationLoss(num_classes=2)
+    logits, soft = torch.zeros(4, 2), torch.full((4, 2), 0.5)
+    with torch.inference_mode():
+        loss(logits, soft)
+    loss(logits.requires_grad_(), soft).backward()
+    with torch.inference_mode():
+        built = BalancedSoftmaxLoss(class_counts=[9, 1])
+    assert value(built) == fresh([9, 1])
+
+
+def test_a_copy_makes_its_own():
+    loss = BalancedSoftmaxLoss(class_counts=[9, 1])
+    loss.class_counts[0] = 7
+    value(loss)
+    other = copy.deepcopy(loss)
+    other.class_counts[0] = 3
+    assert value(other) == fresh([3, 1])
