@@ -12,8 +12,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from lt_losses_mm.hooks import StatisticsHook
-from lt_losses_mm.hooks.statistics import _calls_hooks, _Owner
-from lt_losses_mm.statistics import RunningStatistics
+from lt_losses_mm.hooks.statistics import _calls_hooks, _Owner, _owners
+from lt_losses_mm.statistics import RunningStatistics, statistics_modules
 
 LOSS = dict(type='lt_losses_mm.SigmoidEqualizationLoss', bias_prior=None)
 QUIET = dict(type='lt_losses_mm.StatisticsHook', interval=0, draw=False)
@@ -299,6 +299,17 @@ def test_a_discriminator_does_not_end_the_cycle_of_the_generator(
         [10, 15],
         [20, 20],
     ]
+
+
+def test_flattened_parameters_belong_to_all_optimizers():
+    """Some engines train copies, from which the model is written."""
+    model, wrappers = adversaries()
+    for wrapper in wrappers.values():
+        for group in wrapper.optimizer.param_groups:
+            group['params'] = [p.detach().clone() for p in group['params']]
+    (owner,) = _owners(model, wrappers, list(statistics_modules(model)))
+    assert owner.wrappers == list(wrappers.values())
+    assert len(owner.statistics) == 2
 
 
 def test_steps_of_an_unknown_optimizer_commit_nothing(make, commits):

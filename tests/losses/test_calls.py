@@ -52,6 +52,8 @@ def test_weights_that_fit_nothing(size, rows):
         split_weight('Loss', torch.rand(size), logits, False)
     with pytest.raises(ValueError, match='fits neither rows .* nor logits'):
         split_weight('Loss', torch.rand(5), logits, True)
+    with pytest.raises(ValueError, match='fits neither rows'):
+        split_weight('Loss', torch.rand(1, *rows), logits, True)
 
 
 def test_a_square_of_weights_is_one_of_elements():

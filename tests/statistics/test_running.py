@@ -238,6 +238,9 @@ def test_devices_without_float64():
     sums.float.assert_called_once_with()
     sums.float().to.assert_called_once_with(mps)
     assert found is sums.float().to() and not sums.double.called
+    # And back.
+    found = running._move(torch.ones(2), torch.device('cpu'))
+    assert found.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -414,6 +417,24 @@ def test_a_forgotten_commit_of_a_copy():
     with pytest.raises(RuntimeError, match='without a commit'):
         for _ in range(11):
             loop.step()
+
+
+def test_a_copy_in_the_middle_of_a_training():
+    """It does not watch the model of the original."""
+    loop = Loop(SoftmaxEqualizationLoss(num_classes=3))
+    for _ in range(9):
+        loop.step()
+    for loss in (
+        copy.deepcopy(loop.loss),
+        pickle.loads(pickle.dumps(loop.loss)),
+    ):
+        assert equal(loss, loop.loss)
+        other = Loop(loss)
+        other.backward()
+    loop.backward()
+    loop.optimizer.step()
+    with pytest.raises(RuntimeError, match='without a commit'):
+        loop.backward()
 
 
 def test_gradient_accumulation_is_no_forgotten_commit():
