@@ -96,7 +96,6 @@ class RunningStatistics(nn.Module):
         # Under the logits, and what its version was at the last look.
         self._parameter: Any = None
         self._values: Tensor | None = None
-        self._committed = False
         self._forget_steps()
 
     @property
@@ -161,8 +160,7 @@ class RunningStatistics(nn.Module):
         if stepped:
             self._version = parameter._version
             self._steps += 1
-            # Whoever has committed once knows how, and may take inner steps.
-            if self._steps >= _PATIENCE and not self._committed:
+            if self._steps >= _PATIENCE:
                 raise RuntimeError(
                     f'{self.owner}: {_PATIENCE} optimizer steps without a '
                     'commit, so that its statistics stay as they were and it '
@@ -192,7 +190,6 @@ class RunningStatistics(nn.Module):
         if self.decay != 1:
             self.sums.mul_(self.decay)
         self.sums.add_(sums)
-        self._committed = True
         self.discard_pending()
 
     def _forget_steps(self) -> None:
