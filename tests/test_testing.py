@@ -1,5 +1,5 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
-"""``check_loss``: passes every loss, and names what is wrong with others."""
+"""``check_loss`` names what is wrong with a loss; contract/ runs it on ours."""
 
 from __future__ import annotations
 
@@ -12,17 +12,11 @@ import torch
 from lt_losses_mm import examples, testing
 from lt_losses_mm.kernels import Shifted
 from lt_losses_mm.losses import (
-    LOSSES,
     BalancedSoftmaxLoss,
     SeesawSoftmaxLoss,
     SigmoidEqualizationLoss,
 )
 from lt_losses_mm.testing import CHECKS, check_loss
-
-
-@pytest.mark.parametrize('cls', LOSSES, ids=lambda cls: cls.__name__)
-def test_every_loss_passes(cls):
-    check_loss(cls)
 
 
 def test_arguments_reach_the_constructor():
