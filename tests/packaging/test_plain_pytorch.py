@@ -63,21 +63,30 @@ for cls in LOSSES:
 """
 FUNCTIONS = """
 import inspect
-
 import torch
 from lt_losses_mm import functional as F
 
-passed = dict(logits=torch.zeros(2, 3), labels=torch.tensor([0, 2]))
-columns = torch.tensor([0.7, 0.2, 0.1])  # will do for all parameters
+prior, one = torch.tensor([0.7, 0.2, 0.1]), torch.ones(3)
+values = dict(
+    logits=torch.zeros(2, 3),
+    labels=torch.tensor([0, 2]),
+    log_counts=prior.log(),
+    focusing=2 * one,
+)
 for name in F.__all__:
-    parameters = inspect.signature(getattr(F, name)).parameters.values()
-    wanted = [p.name for p in parameters if p.default is p.empty]
-    found = getattr(F, name)(*(passed.get(n, columns) for n in wanted))
+    wanted = [
+        name
+        for name, parameter in inspect.signature(
+            getattr(F, name)
+        ).parameters.items()
+        if parameter.default is parameter.empty
+    ]
+    # Priors, ratios, probabilities and weights: one number a class.
+    found = getattr(F, name)(*[values.get(key, prior) for key in wanted])
     if 'logits' in wanted:
         assert found.shape == (2,) and found.isfinite().all(), name
     else:
-        assert all(values.shape == (3,) for values in found), name
-assert len(F.__all__) > 8
+        assert all(part.shape == (3,) for part in found), name
 """
 PRIORS = """
 import json
