@@ -1,5 +1,5 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
-"""``check_loss`` names what is wrong with a loss; contract/ runs it on ours."""
+"""``check_loss`` names what is wrong; contract/ holds our losses to it."""
 
 from __future__ import annotations
 

@@ -93,6 +93,14 @@ def test_contents(wheel):
     data = {n for n in names if n.startswith('lt_losses_mm/priors/data/')}
     assert len(data) == len(list(ROOT.glob('lt_losses_mm/priors/data/*.json')))
     assert data
+    # Whatever lies beside the modules, wherever that is.
+    sources = {
+        str(path.relative_to(ROOT))
+        for path in ROOT.glob('lt_losses_mm/**/*')
+        if path.suffix in ('.cpp', '.json', '.typed')
+    }
+    assert any(name.endswith('native.cpp') for name in sources)
+    assert sources <= names
     assert not any('entry_points' in name for name in names)
     # onedl-mim takes the first line of the sorted RECORD for the package.
     assert min(names).startswith('lt_losses_mm/')
