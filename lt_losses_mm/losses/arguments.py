@@ -38,7 +38,7 @@ SHARED = """
         over rows (samples, RoIs, anchors, pixels), or the sum divided by
         ``avg_factor`` where the head passes one.
     ignore_index (int, optional): Label of rows without a loss. By default
-        255 for maps (N, C, H, W) and -100 for other logits; a head that
+        255 for maps (N, C, d1, ...) and -100 for (N, C) logits; a head that
         passes its own value is obeyed.
     avg_non_ignore (bool): Whether the mean leaves out ignored rows, as in
         PyTorch. The default counts them, as mmseg's own cross-entropy

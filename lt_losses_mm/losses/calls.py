@@ -60,7 +60,7 @@ def read_call(
     if ignore_index is None:
         ignore_index = loss.ignore_index
     if ignore_index is None:
-        ignore_index = 255 if logits.dim() == 4 else -100
+        ignore_index = -100 if logits.dim() == 2 else 255
     if loss.activated:
         logits = torch.logit(upcast(logits), torch.finfo(torch.float32).eps)
     quality = None
