@@ -99,7 +99,7 @@ def test_statistics_go_on_after_a_resume(task, root, tmp_path):
     for epoch in (1, 2):
         run(
             task,
-            'sigmoid-equalization',
+            'sigmoid_equalization',
             root,
             tmp_path,
             epochs=epoch,

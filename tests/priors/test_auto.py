@@ -626,7 +626,7 @@ def test_every_rank_gets_what_the_main_process_counted(tmp_path):
     for counts, source, _ in results:
         assert counts == [2, 0, 1]
         assert source == 'Labels (3 samples)'
-    assert results[0][2].startswith('ValueError: class_counts=auto')
+    assert results[0][2].startswith("ValueError: class_counts='auto'")
     assert results[1][2].startswith(
         'RuntimeError: the main process failed with ValueError: class_counts'
     )
