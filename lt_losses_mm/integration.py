@@ -19,14 +19,28 @@ Three things, each because MMEngine offers no entry point for it:
 from __future__ import annotations
 
 import functools
+import logging
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.logging import print_log
 from mmengine.runner import Runner
+
+from .messages import logger
+
+
+class _ToMMEngine(logging.Handler):
+    """Hands what the core logs to the logger of the run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_log(record.getMessage(), 'current', record.levelno)
 
 
 def install() -> None:
     """Connect the package to MMEngine; calling it again changes nothing."""
+    if not any(isinstance(one, _ToMMEngine) for one in logger.handlers):
+        logger.addHandler(_ToMMEngine())
+        logger.setLevel(logging.INFO)
     MODULE2PACKAGE['mmseg'] = 'mmseg'
     MODULE2PACKAGE['lt_losses_mm'] = 'lt_losses_mm'
     if not hasattr(Config._get_cfg_path, '_knows_host_types'):

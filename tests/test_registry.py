@@ -294,3 +294,17 @@ def test_every_way_to_register_shows_in_the_root():
         finally:
             room._module_dict.pop('LtProbe', None)
             ROOT._module_dict.pop('LtProbe', None)
+
+
+def test_the_log_of_the_core_is_that_of_the_run(tmp_path):
+    from mmengine.logging import MMLogger
+
+    from lt_losses_mm.messages import logger
+
+    run = MMLogger.get_instance('run', log_file=str(tmp_path / 'run.log'))
+    logger.info('compiled once')
+    logger.warning('slower')
+    for handler in run.handlers:
+        handler.flush()
+    text = (tmp_path / 'run.log').read_text()
+    assert 'INFO - compiled once' in text and 'WARNING - slower' in text
