@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
+from lt_losses_mm.losses import BalancedSigmoidLoss
 from lt_losses_mm.losses.background import (
     SigmoidBackground,
     SoftmaxBackground,
@@ -104,6 +106,24 @@ def test_sigmoid_shift_leaves_background_alone(key):
     assert_close(found, sigmoid_shift(COUNTS, key))
     wide = background.shift(COUNTS, C + 1)
     assert_close(wide, torch.cat([found, torch.zeros(1)]))
+
+
+@pytest.mark.parametrize('key', ['keep_odds', 'foreground_rows'])
+def test_which_rows_of_a_balanced_sigmoid_are_shifted(key):
+    """All, or those with an object only."""
+    logits, labels = torch.randn(6, C), torch.tensor([0, C, 1, C, 2, C])
+    loss = BalancedSigmoidLoss(
+        class_counts=COUNTS, background=key, reduction='none'
+    )
+    shift = sigmoid_shift(COUNTS, key).float().expand(6, C).clone()
+    if key == 'foreground_rows':
+        shift[labels == C] = 0
+    expected = F.binary_cross_entropy_with_logits(
+        logits + shift,
+        F.one_hot(labels, C + 1)[:, :C].float(),
+        reduction='none',
+    )
+    assert_close(loss(logits, labels), expected.sum(1))
 
 
 def test_pad():

@@ -182,6 +182,30 @@ def test_one_commit_for_all_losses_of_a_model():
     ]
 
 
+def test_a_commit_adds_what_all_ranks_have_seen(monkeypatch):
+    """In one collective; the other rank is a stand-in."""
+    calls = []
+
+    def all_reduce(total):
+        calls.append(total.numel())
+        total += torch.arange(total.numel())  # what the other rank has
+
+    group = mock.Mock(all_reduce=all_reduce)
+    group.is_initialized.return_value = True
+    group.get_backend.return_value = 'gloo'
+    monkeypatch.setattr(running, 'distributed', group)
+    model = Cascade()
+    model.stages[0].see(1.0, 10.0)
+    commit_statistics(model)
+    assert calls == [2 * (2 + 3 + 4)]
+    assert [values(stage) for stage in model.stages] == [
+        [[1.0, 2.0], [12.0, 13.0]],
+        [[4.0, 5.0, 6.0], [7.0, 8.0, 9.0]],
+        [[10.0, 11.0, 12.0, 13.0], [14.0, 15.0, 16.0, 17.0]],
+    ]
+    assert not any(stage.pending.any() for stage in model.stages)
+
+
 def test_a_broken_loss_does_not_stop_the_others():
     model = Cascade()
     for stage in model.stages:
