@@ -5,8 +5,9 @@ For each loss on small logits, where targets are missed, among them those of
 the embedded benchmark's iterations: microseconds in the native kernels of
 both passes, and in all the rest (checks, weights, reduction, statistics,
 autograd), when nothing but the loss runs, and when PyTorch's own loss runs
-between its calls and takes the caches. Of the eager engine: how many
-operators it calls, and the microseconds in them.
+between its calls and takes the caches. For the smallest, what an autograd function
+costs that computes nothing. Of the eager engine: how many operators it calls,
+and the microseconds in them.
 
     python benchmarks/profile_calls.py --ledger benchmarks/speed.csv
 """
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from ledger import ROOT, append, commit, cpu, read_ledger, versions
 from speed import SHAPES, Shape, Work, like_a_training
+from torch import Tensor
 from tqdm import tqdm
 
 from lt_losses_mm.kernels.engines import native
@@ -79,6 +81,56 @@ def operators(step: Any, runs: int = 20) -> tuple[float, float]:
     )
 
 
+class Empty(torch.autograd.Function):
+    """Takes logits, gives the losses of rows or a scalar; computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(logits)
+        return logits.new_empty((rows,) if rows else ())
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return torch.empty_like(ctx.saved_tensors[0]), None
+
+
+class WithSetupContext(Empty):
+    """The same in the form that transforms of torch.func can serve."""
+
+    @staticmethod
+    def forward(logits: Tensor, rows: int) -> Tensor:
+        return logits.new_empty((rows,) if rows else ())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+
+def empty_functions(
+    shape: tuple[int, ...], runs: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Microseconds of both passes of functions that compute nothing."""
+    logits = torch.randn(shape).requires_grad_()
+    forms = {
+        'empty autograd function': lambda: Empty.apply(logits, 0),
+        'empty autograd function, setup_context': lambda: (
+            WithSetupContext.apply(logits, 0)
+        ),
+        'empty autograd function, reduced behind it': lambda: (
+            Empty.apply(logits, shape[0]).sum() * 0.5
+        ),
+    }
+    found: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(runs):
+        for name, form in forms.items():
+            logits.grad = None
+            started = time.perf_counter()
+            form().backward()
+            found[name].append(time.perf_counter() - started)
+    for name, seconds in found.items():
+        yield name, 1e6 * np.array(seconds[runs // 5 :])
+
+
 def measure(name: str, runs: int) -> Iterator[dict]:
     library = native.load()
     if library is None:
@@ -101,6 +153,9 @@ def measure(name: str, runs: int) -> Iterator[dict]:
             command=COMMAND,
         )
 
+    if name == 'classification':
+        for what, values in empty_functions(shape.size, 10 * runs):
+            yield row(what, '', values)
     work = Work(shape, torch.float32)
     watch = Watch(library)
     like_a_training()

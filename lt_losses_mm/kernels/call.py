@@ -31,6 +31,10 @@ class Batch:
         overwrite (bool): Whether the gradient may be written over the logits.
         engine (str, optional): In place of
             :func:`~lt_losses_mm.kernels.engine`.
+        objectness (bool): Softmax only: whether the last two columns tell
+            objects from background on all rows, by a cross-entropy of their
+            own. The classes then compete among themselves, on rows with an
+            object.
     """
 
     logits: Tensor
@@ -43,6 +47,7 @@ class Batch:
     learns: bool = False
     overwrite: bool = False
     engine: str | None = None
+    objectness: bool = False
 
     @property
     def weight(self) -> Tensor | None:

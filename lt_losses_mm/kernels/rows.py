@@ -48,10 +48,6 @@ def softmax_rows(
 ) -> tuple[Tensor, Tensor | None]:
     """A cross-entropy of adjusted logits.
 
-    Where the logits have two columns more than the formula, these tell
-    objects from background on all rows, by a cross-entropy of their own, and
-    the classes compete among themselves on rows with an object.
-
     Args:
         formula (SoftmaxFormula): What the softmax of the classes is taken of.
         batch (Batch): Element weights are not read.
@@ -65,8 +61,7 @@ def softmax_rows(
     labels, ignore_index = batch.labels, batch.ignore_index
     if not labels.is_floating_point():
         labels = labels.long()  # engines read addresses
-    num_classes = formula.width
-    if batch.logits.size(1) != num_classes + 2:
+    if not batch.objectness:
         return _run([_Part(formula, labels)], batch, sums)
     if labels.is_floating_point():
         raise fault(
@@ -76,6 +71,7 @@ def softmax_rows(
             'soft labels do not say which rows are objects: take index '
             'labels, or keep_odds',
         )
+    num_classes = formula.width
     is_background = labels == num_classes
     no_shift = torch.zeros(2, device=labels.device)
     classes = _Part(
@@ -275,7 +271,7 @@ def _check_shapes(
     """Engines read addresses: what is there has to be what they expect."""
     size, shape = batch.logits.shape, batch.labels.shape
     rows = size[:1] + size[2:]
-    if shape != rows and shape != size:
+    if shape != (size if batch.labels.is_floating_point() else rows):
         raise ValueError(
             f'labels of shape {tuple(shape)} do not fit logits of shape '
             f'{tuple(size)}'

@@ -104,11 +104,10 @@ def _entries(doc: str) -> dict[str, str]:
     section = re.search(r'^Args:\n((?:    .*\n?|\n(?=    ))*)', doc, re.M)
     if section is None:
         return {}
-    entries = re.findall(
-        r'^    (\w+) ?\(?.*:.*\n?(?:^ {8,}.*\n?)*', section[1], re.M
-    )
     parts = re.split(r'^(?=    \w)', section[1], flags=re.M)[1:]
-    return dict(zip(entries, (part.rstrip() + '\n' for part in parts)))
+    return {
+        re.findall(r'\w+', part)[0]: part.rstrip() + '\n' for part in parts
+    }
 
 
 def shared(

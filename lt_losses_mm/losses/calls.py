@@ -62,7 +62,8 @@ def read_call(
     if ignore_index is None:
         ignore_index = -100 if logits.dim() == 2 else 255
     if loss.activated:
-        logits = torch.logit(upcast(logits), torch.finfo(torch.float32).eps)
+        logits = upcast(logits)
+        logits = logits.logit(torch.finfo(logits.dtype).eps)
     quality = None
     if not isinstance(labels, Tensor):
         labels, quality = split_quality(loss, labels)
@@ -143,6 +144,8 @@ def read_call(
         learns,
         loss.overwrite_logits,
         loss.engine,
+        # Of a softmax, C + 2 columns: C is the largest label then.
+        columns == largest + 2,
     )
 
 

@@ -291,7 +291,13 @@ def test_shapes_that_do_not_fit(engine, formula, make, batch_of, rows):
             rows(made, batch)
 
     fails(f'a formula of {K - 1} columns, expected {K}', formula(K - 1))
+    # Objectness is said, and never taken for granted.
+    fails(f'a formula of {K - 2} columns, expected {K}', formula(K - 2))
     fails(r'labels of shape \(2,\) do not fit', labels=labels[:2])
+    fails(
+        rf'labels of shape \(3, {K}\) do not fit',
+        labels=torch.zeros(3, K, dtype=torch.int64),
+    )
     fails(r'shape \(1,\), expected \(3,\)', row_weight=torch.ones(1))
     if isinstance(made, TwoSided):
         fails(
@@ -331,7 +337,7 @@ def beside(softmax, logits, labels, **fields):
     made = softmax(K)
     if hasattr(made, 'num_classes'):
         made.num_classes = K  # no label of a class is background's
-    batch = Batch(logits, labels, 255, **fields)
+    batch = Batch(logits, labels, 255, objectness=True, **fields)
     together, sums = softmax_rows(made, batch, sums=True)
     objects = labels.masked_fill(labels == K, 255)
     alone = Batch(logits[:, :K], objects, 255, engine='reference')
@@ -378,7 +384,15 @@ def test_objectness_with_a_factor(engine, softmax, make):
     value, rows = (
         softmax_rows(
             softmax(K),
-            Batch(z, labels, 255, row_weight=weight, factor=f, engine=engine),
+            Batch(
+                z,
+                labels,
+                255,
+                row_weight=weight,
+                factor=f,
+                engine=engine,
+                objectness=True,
+            ),
         )[0]
         for f in (0.1, None)
     )
@@ -394,7 +408,8 @@ def test_second_derivatives_of_objectness(engine, softmax, make):
         made.q = 0
 
     def function(z):
-        return softmax_rows(made, Batch(z, labels, 255, engine=engine))[0]
+        batch = Batch(z, labels, 255, engine=engine, objectness=True)
+        return softmax_rows(made, batch)[0]
 
     logits.requires_grad_()
     torch.autograd.gradcheck(function, logits)
@@ -408,7 +423,9 @@ def test_logits_of_objectness_that_are_used_elsewhere(engine, make):
     z = logits.requires_grad_()
     part = z[:, :K]
     part.register_hook(lambda g: g.clone())
-    losses, _ = softmax_rows(SHIFT, Batch(z, labels, engine=engine))
+    losses, _ = softmax_rows(
+        SHIFT, Batch(z, labels, engine=engine, objectness=True)
+    )
     value = losses.sum() + part.square().sum() + z[:, K:].sum()
     plain = F.cross_entropy(part + SHIFT.shift, labels, reduction='sum')
     plain = plain + F.cross_entropy(z[:, K:], 0 * labels, reduction='sum')
@@ -418,7 +435,7 @@ def test_logits_of_objectness_that_are_used_elsewhere(engine, make):
 
 def test_objectness_has_no_soft_labels(engine):
     logits = torch.zeros(2, K + 2)
-    batch = Batch(logits, logits.softmax(1), engine=engine)
+    batch = Batch(logits, logits.softmax(1), engine=engine, objectness=True)
     with pytest.raises(
         ValueError,
         match=r"background='objectness', expected another policy\. Fix: soft",

@@ -551,3 +551,15 @@ def test_steepness_of_zero_is_refused():
     """Zero times an infinite ratio is NaN, from the first batch on."""
     with pytest.raises(ValueError, match='gamma=0'):
         make('sigmoid', gamma=0)
+
+
+def test_probabilities_are_taken_back_in_their_own_type():
+    """Beyond what fp32 tells from 1: the eps of the type limits the logits."""
+    labels = torch.tensor([0, 1])
+    logits = torch.tensor([[20.0, -3.0], [-20.0, 2.0]], dtype=torch.double)
+    plain = EqualizedQualityFocalLoss(num_classes=2)
+    loss = EqualizedQualityFocalLoss(num_classes=2, activated=True)
+    torch.testing.assert_close(
+        loss(logits.sigmoid(), labels, reduction_override='none'),
+        plain(logits, labels, reduction_override='none'),
+    )

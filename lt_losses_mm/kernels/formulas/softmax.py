@@ -15,6 +15,7 @@ are tested against it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ from .labels import (
 )
 
 
-class SoftmaxFormula:
+class SoftmaxFormula(ABC):
     """What becomes of the logits before the softmax is taken.
 
     Attributes:
@@ -48,10 +49,11 @@ class SoftmaxFormula:
     def __post_init__(self) -> None:
         self.width = checked_width(self.columns())
 
+    @abstractmethod
     def columns(self) -> tuple[Tensor, ...]:
         """The parameters that have one value a logit column, (K,) each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def adjust(
         self,
         logits: Tensor,
@@ -70,7 +72,6 @@ class SoftmaxFormula:
         Returns:
             Tensor: The logits' shape, fp32 or the logits' wider type.
         """
-        raise NotImplementedError
 
     def loss(
         self, logits: Tensor, labels: Tensor, ignore_index: int
