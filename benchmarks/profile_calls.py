@@ -5,9 +5,9 @@ For each loss on small logits, where targets are missed, among them those of
 the embedded benchmark's iterations: microseconds in the native kernels of
 both passes, and in all the rest (checks, weights, reduction, statistics,
 autograd), when nothing but the loss runs, and when PyTorch's own loss runs
-between its calls and takes the caches. For the smallest, what an autograd function
-costs that computes nothing. Of the eager engine: how many operators it calls,
-and the microseconds in them.
+between its calls and takes the caches. For the smallest, what an autograd
+function costs that computes nothing. Of the eager engine: how many operators
+it calls, and the microseconds in them.
 
     python benchmarks/profile_calls.py --ledger benchmarks/speed.csv
 """

@@ -119,7 +119,7 @@ def choose(batch: Batch, formula: SoftmaxFormula | TwoSided) -> Engine | None:
     the logits that want a gradient, ``torch.compile``, and transforms of
     ``torch.func``. There is no public way to ask for the latter, and the
     public way to serve them, ``setup_context`` of an autograd function, costs
-    every call some 40 microseconds: ``docs/decisions/0006-house.md``.
+    every call some 24 microseconds: ``docs/decisions/0006-house.md``.
     """
     name = batch.engine or choice.current
     logits, element_weight = batch.logits, batch.element_weight
