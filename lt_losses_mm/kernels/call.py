@@ -73,6 +73,9 @@ class Call:
         weight (Tensor, optional): Rows; factor for the sums alone.
         element_weight (Tensor, optional): Factor of the logits' shape.
         quality (Tensor, optional): Rows, for sides that read it.
+        upstream (float | Tensor): What the gradient of the losses of rows
+            will be, the same for all or rows, for a forward pass that writes
+            the gradient of the logits.
     """
 
     formula: Any
@@ -82,18 +85,20 @@ class Call:
     weight: Tensor | None = None
     element_weight: Tensor | None = None
     quality: Tensor | None = None
+    upstream: float | Tensor = 1.0
 
 
 class Answer(NamedTuple):
     """What the forward pass of a call gives.
 
     Args:
-        rows (Tensor): Loss of each row, fp32 or the logits' wider type.
+        loss (Tensor): Of each row, or, where the gradient is written, their
+            sum times ``upstream``; fp32 or the logits' wider type.
         sums (Tensor, optional): (3, K), as the formula's ``sums``.
         state: Whatever the engine's backward pass wants to be given back.
     """
 
-    rows: Tensor
+    loss: Tensor
     sums: Tensor | None
     state: Any
 
@@ -106,22 +111,23 @@ class Engine(Protocol):
     ) -> bool:
         """Whether there is code for this device, type and formula."""
 
-    def keeps(self, call: Call, logits: Tensor) -> bool:
-        """Whether forward wants to leave something for backward.
+    def finishes(self, call: Call, logits: Tensor) -> bool:
+        """Whether forward wants to write the gradient, too.
 
-        In the room of the gradient, which is then allocated ahead.
+        It is asked where the factor of each row is known, and the gradient
+        allocated ahead.
         """
 
     def forward(
-        self, call: Call, logits: Tensor, room: Tensor | None
+        self, call: Call, logits: Tensor, gradient: Tensor | None
     ) -> Answer:
-        """Losses of rows, and sums, if they are wanted.
+        """Losses, and sums, if they are wanted.
 
         Args:
             call (Call): What to compute.
             logits (Tensor): (R, K) or (N, K, S), without autograd.
-            room (Tensor, optional): Of the logits' shape and type, to leave
-                something in; backward then gets it as ``gradient``.
+            gradient (Tensor, optional): Of the logits' shape and type, where
+                to write their gradient for ``call.upstream``.
         """
 
     def backward(
@@ -131,7 +137,6 @@ class Engine(Protocol):
         state: Any,
         upstream: Tensor,
         gradient: Tensor,
-        kept: bool,
     ) -> None:
         """Write the gradient of the logits.
 
@@ -143,5 +148,4 @@ class Engine(Protocol):
                 a scalar where it is the same for all.
             gradient (Tensor): Where to write it; may be the logits
                 themselves.
-            kept (bool): Whether it holds what forward has left.
         """

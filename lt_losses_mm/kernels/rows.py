@@ -2,10 +2,10 @@
 r"""Loss per row, sums per column, and gradient, without an (N, C) temporary.
 
 The gradients of all losses here have closed forms in the logits. So one
-tensor of the logits' size is allocated, that of the gradient. Backward reads
-the logits again, or turns what forward left in that tensor into the gradient,
-whichever is cheaper, or writes the gradient over the logits. Double backward
-differentiates the definition.
+tensor of the logits' size is allocated, that of the gradient. Forward writes
+it while it has the logits, where the engine finds that cheaper; otherwise
+backward does, or writes it over the logits. Double backward differentiates
+the definition.
 """
 
 from __future__ import annotations
@@ -165,7 +165,39 @@ class _Run:
     watched: list[Tensor]
     sums: Tensor | None = None
     states: list[Any] = field(default_factory=list)
-    kept: Tensor | None = None  # room of the gradient, not empty
+    finished: Tensor | None = None  # gradient, by the forward pass
+
+    def of_rows(self, upstream: Any, dtype: torch.dtype) -> Any:
+        """Gradients of the losses of rows, as engines want them.
+
+        Args:
+            upstream (float | Tensor): Gradient of what is returned.
+            dtype (dtype): That of the losses.
+
+        Returns:
+            float | Tensor: One for all, or rows.
+        """
+        factor, weight = self.factor, self.row_weight
+        if factor is not None:
+            if isinstance(factor, Tensor):
+                factor = factor.to(dtype)
+            upstream = upstream * factor
+            if weight is not None:
+                upstream = upstream * weight.to(dtype)
+        if isinstance(upstream, Tensor) and upstream.dim():
+            if len(self.shape) > 1:
+                upstream = _flat(upstream, self.last)
+            upstream = upstream.contiguous()
+        return upstream
+
+    def like_logits(self, gradient: Tensor) -> Tensor:
+        """From the layout of engines."""
+        if self.last:
+            n, h, w = self.shape
+            return gradient.view(n, h, w, -1).permute(0, 3, 1, 2)
+        if self.plain or len(self.shape) == 1:
+            return gradient
+        return gradient.view(*self.shape[:1], -1, *self.shape[1:])
 
 
 def _run(
@@ -347,21 +379,30 @@ class _Rows(torch.autograd.Function):
         engine, z = run.engine, logits
         if not run.plain:
             z = _ordered(logits, run.last)
-        if ctx.needs_input_grad[0] and not run.overwrite:
-            if engine.keeps(run.calls[0][0], z):
-                run.kept = z.new_empty(z.shape)
+        if (
+            ctx.needs_input_grad[0]
+            and run.factor is not None
+            and not run.overwrite
+            and engine.finishes(run.calls[0][0], z)
+        ):
+            run.finished = z.new_empty(z.shape)
+            expected = run.of_rows(1.0, z.dtype)
         total: Tensor | None = None
         for call, columns in run.calls:
-            part, room = z, run.kept
+            part, gradient = z, run.finished
             if columns is not None:
                 part = z[:, columns]
-                room = None if room is None else room[:, columns]
-            rows, sums, state = engine.forward(call, part, room)
+                gradient = None if gradient is None else gradient[:, columns]
+            if gradient is not None:
+                call.upstream = expected
+            loss, sums, state = engine.forward(call, part, gradient)
             run.states.append(state)
             if call.with_sums:
                 run.sums = sums
-            total = rows if total is None else total + rows
+            total = loss if total is None else total + loss
         assert total is not None
+        if run.finished is not None:
+            return total
         if not run.plain:
             total = total.view(run.shape)
         if run.factor is None:
@@ -370,39 +411,31 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
+        # An error if they were changed since.
         logits, run = ctx.saved_tensors[0], ctx.run
         if torch.is_grad_enabled():  # create_graph=True
             (gradient,) = torch.autograd.grad(
                 run.definition(logits), logits, upstream, create_graph=True
             )
             return gradient, None
-        if run.factor is not None:
-            factor = run.factor
-            if isinstance(factor, Tensor):
-                factor = factor.to(upstream.dtype)
-            upstream = upstream * factor
-            if run.row_weight is not None:
-                upstream = upstream * run.row_weight.to(upstream.dtype)
-        if upstream.dim():
-            if len(run.shape) > 1:
-                upstream = _flat(upstream, run.last)
-            upstream = upstream.contiguous()
+        # A second backward pass through the same graph finds none.
+        gradient, run.finished = run.finished, None
+        if gradient is not None:
+            # To look would stop the host of an accelerator.
+            if upstream.device.type != 'cpu' or upstream.item() != 1:
+                gradient.mul_(upstream)
+            return run.like_logits(gradient), None
+        upstream = run.of_rows(upstream, upstream.dtype)
         z = logits if run.plain else _ordered(logits, run.last)
-        # A second backward pass through the same graph finds nothing kept.
-        gradient, run.kept = run.kept, None
-        kept = gradient is not None
         if run.overwrite and _may_be_overwritten(logits, z):
             gradient = z
             # Whoever else saved the logits for backward must get an error.
             logits.detach()[:0].zero_()
-        elif gradient is None:
+        else:
             gradient = z.new_empty(z.shape)
         for (call, columns), state in zip(run.calls, run.states):
             part, to = z, gradient
             if columns is not None:
                 part, to = z[:, columns], gradient[:, columns]
-            run.engine.backward(call, part, state, upstream, to, kept)
-        if run.last:
-            n, k, h, w = logits.shape
-            return gradient.view(n, h, w, k).permute(0, 3, 1, 2), None
-        return gradient if run.plain else gradient.view(logits.shape), None
+            run.engine.backward(call, part, state, upstream, to)
+        return run.like_logits(gradient), None

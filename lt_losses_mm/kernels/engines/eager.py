@@ -73,6 +73,15 @@ def _drop_label(values: Tensor, at: AtLabel) -> None:
     values.scatter_(1, at.column, own)
 
 
+def _of_rows(
+    upstream: float | Tensor, rows: Any, counted: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Upstream gradients of some rows, (R, 1) or (N, 1, S), or 0."""
+    if isinstance(upstream, Tensor) and upstream.dim():
+        upstream = upstream[rows].unsqueeze(1)
+    return torch.where(counted, upstream, 0.0).to(dtype)
+
+
 def _at_rows(at: AtLabel, rows: Any) -> AtLabel:
     if not isinstance(rows, slice):
         rows = rows[0], slice(None), rows[1]
@@ -91,14 +100,14 @@ class EagerSoftmax:
     def can_run(self, logits: Tensor, formula: Any) -> bool:
         return isinstance(formula, SoftmaxFormula)
 
-    def keeps(self, call: Call, logits: Tensor) -> bool:
+    def finishes(self, call: Call, logits: Tensor) -> bool:
         # Not in half precision: upstream gradients are scaled so that
         # products with them do not underflow, other values might. Nor in
         # double, where runs of the same graph shall agree to the last bit.
         return logits.dtype == torch.float32
 
     def forward(
-        self, call: Call, logits: Tensor, room: Tensor | None
+        self, call: Call, logits: Tensor, gradient: Tensor | None
     ) -> Answer:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         losses = logits.new_empty(call.labels.shape, dtype=dtype)
@@ -110,26 +119,32 @@ class EagerSoftmax:
             for part, rows in parts:
                 at = found if len(parts) == 1 else _at_rows(found, rows)
                 adjusted = self._adjusted(call, logits, part, rows)
-                if room is not None and logits.dim() == 2:
-                    log_p = torch.log_softmax(adjusted, 1, out=room[part])
+                if gradient is not None and logits.dim() == 2:
+                    log_p = torch.log_softmax(adjusted, 1, out=gradient[part])
                 else:
                     log_p = adjusted.log_softmax(1)
-                    if room is not None:
-                        room[part] = log_p
                 own = log_p.gather(1, at.column).neg_()
                 losses[rows] = own.masked_fill_(~at.positive, 0).squeeze(1)
                 if call.with_sums:
                     weight = None if call.weight is None else call.weight[rows]
                     sums = sums + _column_sums(log_p.exp(), weight, at)
+                if gradient is not None:
+                    p = log_p.exp_()
+                    self._finish(call, p, call.upstream, rows, at)
+                    if logits.dim() > 2:
+                        gradient[part] = p
+            loss = losses
+            if gradient is not None:
+                loss = (losses * call.upstream).sum()
             if not isinstance(sums, Tensor):
-                return Answer(losses, None, _State(found))
+                return Answer(loss, None, _State(found))
             own = -(-losses).expm1().unsqueeze(1)
             weight = None if call.weight is None else call.weight.unsqueeze(1)
             positive, count = positive_sums(own, found, weight, sums.numel())
             all_sums = torch.stack([positive, sums, count])
             if call.formula.scale is not None:
                 all_sums = scaled(all_sums, call.formula.scale)
-            return Answer(losses, all_sums, _State(found))
+            return Answer(loss, all_sums, _State(found))
 
     def backward(
         self,
@@ -138,26 +153,29 @@ class EagerSoftmax:
         state: _State,
         upstream: Tensor,
         gradient: Tensor,
-        kept: bool,
     ) -> None:
-        if not upstream.dim():
-            upstream = upstream.expand(call.labels.shape)
         with torch.autocast(logits.device.type, enabled=False):
             for part, rows in _parts(logits):
                 at = _at_rows(state.at, rows)
-                if kept:
-                    p = gradient[part].exp_()
-                else:
-                    p = self._adjusted(call, logits, part, rows).softmax(1)
-                factor = upstream[rows].unsqueeze(1)
-                factor = factor.masked_fill(~at.positive, 0)
-                p.mul_(factor)
-                _zero_rows(p, factor == 0)
-                p.scatter_add_(1, at.column, -factor.to(p.dtype))
-                if call.formula.scale is not None:
-                    p.mul_(per_column([call.formula.scale], p)[0])
-                if not kept:
-                    gradient[part] = p
+                p = self._adjusted(call, logits, part, rows).softmax(1)
+                self._finish(call, p, upstream, rows, at)
+                gradient[part] = p
+
+    def _finish(
+        self,
+        call: Call,
+        p: Tensor,
+        upstream: float | Tensor,
+        rows: Any,
+        at: AtLabel,
+    ) -> None:
+        """The gradient, written over the probabilities."""
+        factor = _of_rows(upstream, rows, at.positive, p.dtype)
+        p.mul_(factor)
+        _zero_rows(p, factor == 0)
+        p.scatter_add_(1, at.column, -factor)
+        if call.formula.scale is not None:
+            p.mul_(per_column([call.formula.scale], p)[0])
 
     def _adjusted(self, call: Call, z: Tensor, part: Any, rows: Any) -> Tensor:
         """What the softmax of a part is taken of."""
@@ -183,12 +201,12 @@ class EagerSigmoid:
     def can_run(self, logits: Tensor, formula: Any) -> bool:
         return isinstance(formula, TwoSided)
 
-    def keeps(self, call: Call, logits: Tensor) -> bool:
+    def finishes(self, call: Call, logits: Tensor) -> bool:
         # As for the softmax; without sums nothing is known that is worth it.
         return logits.dtype == torch.float32 and call.with_sums
 
     def forward(
-        self, call: Call, logits: Tensor, room: Tensor | None
+        self, call: Call, logits: Tensor, gradient: Tensor | None
     ) -> Answer:
         formula, element_weight = call.formula, call.element_weight
         sides = formula.sides
@@ -219,8 +237,9 @@ class EagerSigmoid:
                     slope = sides.negative_slope(z, *columns)
                 if element_weight is not None:
                     slope.mul_(element_weight[part])
-                if room is not None:
-                    room[part] = slope
+                if gradient is not None:
+                    gradient[part] = slope
+                    self._scale(gradient[part], call.upstream, rows, at)
                 weight = None if call.weight is None else call.weight[rows]
                 sums = sums + _column_sums(slope, weight, at)
             # The positive side is a function of the label's column alone.
@@ -238,11 +257,15 @@ class EagerSigmoid:
                 weight = element_weight.gather(1, found.column)
                 own, own_slope = own * weight, own_slope * weight
             losses += own.masked_fill_(~found.positive, 0).squeeze(1)
+            state = _State(found, own_slope)
+            if gradient is not None:
+                self._set_own(gradient, state, call.upstream)
+                losses = (losses * call.upstream).sum()
             if not isinstance(sums, Tensor):
-                return Answer(losses, None, _State(found, own_slope))
+                return Answer(losses, None, state)
             positive, count = positive_sums(size, found, weight, sums.numel())
             all_sums = torch.stack([positive, sums, count])
-            return Answer(losses, all_sums, _State(found, own_slope))
+            return Answer(losses, all_sums, state)
 
     def backward(
         self,
@@ -251,28 +274,33 @@ class EagerSigmoid:
         state: _State,
         upstream: Tensor,
         gradient: Tensor,
-        kept: bool,
     ) -> None:
-        if not upstream.dim():
-            upstream = upstream.expand(call.labels.shape)
         with torch.autocast(logits.device.type, enabled=False):
             for part, rows in _parts(logits):
                 at = _at_rows(state.at, rows)
-                if kept:
-                    slope = gradient[part]
-                else:
-                    slope = self._slope(call, upcast(logits[part]), part, rows)
-                factor = upstream[rows].unsqueeze(1).masked_fill(at.ignored, 0)
-                slope.mul_(factor)
-                _zero_rows(slope, factor == 0)
-                if not kept:
-                    gradient[part] = slope
-            at = state.at
-            assert state.own is not None
-            own = (state.own * upstream.unsqueeze(1)).to(gradient.dtype)
-            others = gradient.gather(1, at.column)
-            own = torch.where(at.positive, own, others)
-            gradient.scatter_(1, at.column, own)
+                slope = self._slope(call, upcast(logits[part]), part, rows)
+                self._scale(slope, upstream, rows, at)
+                gradient[part] = slope
+            self._set_own(gradient, state, upstream)
+
+    def _scale(
+        self, slope: Tensor, upstream: float | Tensor, rows: Any, at: AtLabel
+    ) -> None:
+        factor = _of_rows(upstream, rows, ~at.ignored, slope.dtype)
+        slope.mul_(factor)
+        _zero_rows(slope, factor == 0)
+
+    def _set_own(
+        self, gradient: Tensor, state: _State, upstream: float | Tensor
+    ) -> None:
+        """Write what the labels' columns get."""
+        assert state.own is not None
+        at = state.at
+        if isinstance(upstream, Tensor) and upstream.dim():
+            upstream = upstream.unsqueeze(1)
+        own = (state.own * upstream).to(gradient.dtype)
+        own = torch.where(at.positive, own, gradient.gather(1, at.column))
+        gradient.scatter_(1, at.column, own)
 
     def _slope(self, call: Call, z: Tensor, part: Any, rows: Any) -> Tensor:
         """Derivative of the negative side."""

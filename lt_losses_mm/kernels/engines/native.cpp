@@ -44,13 +44,15 @@ struct Problem {
   const float* quality;         // rows, target at the label in place of 1
   const float* weight;          // rows, for the column sums
   const float* element_weight;  // as the logits, contiguous
-  const float* upstream;        // gradient of the losses of rows, or of all
+  const float* upstream;        // gradient of the losses of rows, or of all;
+                                // without it `expected` is that of all
   float* rows;                  // loss of each row
   float* top;                   // softmax: largest shifted logit of each row,
   float* total;                 // sum of exp(shifted - top),
   float* lse;                   // log of the sum of exp(logit) (Seesaw)
   float* own;                   // rows: derivative at the label, before
                                 // upstream; of softmax 1 - p
+  float* reduced;               // sum of rows times upstream
   double* sums;                 // columns: gradients of negatives,
   double* positive;             // of positives,
   double* counts;               // and the number of the latter
@@ -60,9 +62,8 @@ struct Problem {
                                     // are not weighted or lose no column
   int64_t formula, type, threads;
   int64_t upstream_step;  // 1, or 0 where one value serves all rows
-  int64_t kept;  // backward: whether the gradient holds what forward left in
-                 // it, slopes (sigmoids) or exponentials (softmax)
-  float p, q, log_eps;  // Seesaw
+  float p, q, log_eps;    // Seesaw
+  float expected;
 };
 
 // ------------------------------------------------------------------- numbers
@@ -257,7 +258,7 @@ constexpr int64_t WIDE = 1 << 16;  // columns of which threads share columns
 constexpr int64_t PIXELS = 256;    // of a block of a map
 
 inline float upstream_of(const Problem& p, int64_t i) {
-  return p.upstream[i * p.upstream_step];
+  return p.upstream ? p.upstream[i * p.upstream_step] : p.expected;
 }
 
 inline bool has_label(const Problem& p, int64_t label) {
@@ -514,6 +515,10 @@ void softmax_forward_matrix(const Problem& p) {
   const T* logits = static_cast<const T*>(p.logits);
   const float* first = p.first;
   const Draw draw(p);
+  // Where the gradient of fp32 is wanted at once, the exponentials wait in it.
+  auto kept_of = [&](int64_t i) {
+    return static_cast<float*>(p.gradient) + i * p.gradient_stride;
+  };
   auto normalise = [&](int64_t i) {
     const T* z = logits + i * p.stride;
     int64_t label = p.labels[i];
@@ -531,17 +536,36 @@ void softmax_forward_matrix(const Problem& p) {
       return x(v, first[j], j);
     };
     if (p.gradient)
-      p.total[i] = keep_row<F == DROPPED>(z, p.columns, shifted, p.top + i,
-                                          static_cast<float*>(p.gradient) +
-                                              i * p.gradient_stride);
+      p.total[i] =
+          keep_row<F == DROPPED>(z, p.columns, shifted, p.top + i, kept_of(i));
     else
       reduce_row<F == DROPPED>(z, p.columns, shifted, p.top + i, p.total + i);
     p.rows[i] = (p.top[i] - x(load(z[label]), first[label], label)) +
                 logf(p.total[i]);
-    p.own[i] = -expm1f(-p.rows[i]);
+    if (p.sums) p.own[i] = -expm1f(-p.rows[i]);
   };
-  bool wide = p.columns > WIDE;
-  if (wide || !p.sums) over_rows(p, normalise);
+  auto finish = [&](int64_t i) {
+    if (!p.gradient) return;
+    float* g = kept_of(i);
+    int64_t label = p.labels[i];
+    float upstream = upstream_of(p, i);
+    if (!has_label(p, label) || upstream == 0) {
+      memset(g, 0, sizeof(float) * p.columns);
+      return;
+    }
+    float factor = upstream / p.total[i];
+    const float* second = p.second;
+    each(p.columns, [=](int64_t j) {
+      g[j] = factor * g[j] * scale_of<F>(second, j);
+    });
+    g[label] -= upstream * scale_of<F>(second, label);
+  };
+  bool wide = p.columns > WIDE;  // never with a gradient
+  if (wide || !p.sums)
+    over_rows(p, [&](int64_t i) {
+      normalise(i);
+      finish(i);
+    });
   if (!p.sums) return;
   Problem q = p;
   q.rows = nullptr;  // they are known
@@ -551,16 +575,18 @@ void softmax_forward_matrix(const Problem& p) {
       if (!wide) normalise(i);
       int64_t label = p.labels[i];
       float weight = p.weight ? p.weight[i] : 1.f;
-      if (!has_label(p, label) || weight == 0) continue;
+      if (!has_label(p, label) || weight == 0) {
+        finish(i);
+        continue;
+      }
       const T* z = logits + i * p.stride;
       Shift<F> x = shift_of<F>(p, draw, i, label, load(z[label]), p.lse[i]);
       float top = p.top[i], factor = weight / p.total[i];
       bool inside = begin <= label && label < end;
       float before = inside ? sums[label - begin] : 0;
       if (p.gradient) {
-        const float* kept = static_cast<const float*>(p.gradient) +
-                            i * p.gradient_stride + begin;
-        each(end - begin, [&](int64_t j) { sums[j] += factor * kept[j]; });
+        const float* kept = kept_of(i);
+        each(end - begin, [=](int64_t j) { sums[j] += factor * kept[j]; });
       } else {
         each(end - begin, [&](int64_t j) {
           float v = x(load(z[begin + j]), first[begin + j], begin + j);
@@ -568,6 +594,7 @@ void softmax_forward_matrix(const Problem& p) {
         });
       }
       if (inside) sums[label - begin] = before;
+      finish(i);
     }
   });
 }
@@ -585,14 +612,6 @@ void softmax_backward_matrix(const Problem& p) {
       return;
     }
     float top = p.top[i], factor = upstream / p.total[i];
-    if (p.kept) {
-      each(p.columns, [&](int64_t j) {
-        store(g + j, factor * load(g[j]) * scale_of<F>(p.second, j));
-      });
-      store(g + label,
-            load(g[label]) - upstream * scale_of<F>(p.second, label));
-      return;
-    }
     Shift<F> x = shift_of<F>(p, draw, i, label, load(z[label]), p.lse[i]);
     float own =
         factor * fast_exp(x(load(z[label]), p.first[label], label) - top);
@@ -844,6 +863,9 @@ void add_own(const Problem& p) {
             : 1.f;
     p.rows[i] += factor * side.loss;
     p.own[i] = factor * side.slope;
+    if (p.gradient && upstream_of(p, i) != 0)
+      static_cast<float*>(p.gradient)[image * p.gradient_stride + at] =
+          upstream_of(p, i) * p.own[i];
   }
 }
 
@@ -855,6 +877,11 @@ void sigmoid_forward_matrix(const Problem& p) {
     float loss[TILE], slope[TILE];
     for (int64_t i = row; i < row_end; ++i) {
       int64_t label = p.labels[i];
+      float upstream = p.gradient ? upstream_of(p, i) : 0.f;
+      float* gradient =
+          static_cast<float*>(p.gradient) + i * p.gradient_stride;
+      if (p.gradient && (label == p.ignore || upstream == 0))
+        memset(gradient + begin, 0, sizeof(float) * (end - begin));
       if (label == p.ignore) continue;
       const Columns& of = parameters.of(p, label);
       float weight = p.weight ? p.weight[i] : 1.f;
@@ -881,10 +908,9 @@ void sigmoid_forward_matrix(const Problem& p) {
         if (factor) each(width, [&](int64_t j) { loss[j] *= factor[j]; });
         if (factor && (p.sums || p.gradient))
           each(width, [&](int64_t j) { slope[j] *= factor[j]; });
-        if (p.gradient) {
-          float* kept =
-              static_cast<float*>(p.gradient) + i * p.gradient_stride + tile;
-          each(width, [&](int64_t j) { kept[j] = slope[j]; });
+        if (upstream != 0) {
+          float* to = gradient + tile;
+          each(width, [&](int64_t j) { to[j] = upstream * slope[j]; });
         }
         if (tile <= label && label < tile + width)
           loss[label - tile] = slope[label - tile] = 0;
@@ -910,10 +936,7 @@ void sigmoid_backward_matrix(const Problem& p) {
     }
     const Columns& of = parameters.of(p, p.labels[i]);
     const float *first = of.first, *second = of.second;
-    if (p.kept) {
-      each(p.columns,
-           [&](int64_t j) { store(g + j, upstream * load(g[j])); });
-    } else if (p.element_weight) {
+    if (p.element_weight) {
       const float* factor = p.element_weight + i * p.columns;
       each(p.columns, [&](int64_t j) {
         Negative side = negative<F>(load(z[j]), first[j], second[j]);
@@ -1033,6 +1056,11 @@ void run(const Problem& p, bool forward) {
     add_own<F, T>(p);
   }
   add_positives(p);
+  if (!p.reduced) return;
+  double sum = 0;
+  for (int64_t i = 0; i < p.images; ++i)
+    sum += double(p.rows[i]) * upstream_of(p, i);
+  *p.reduced = float(sum);
 }
 
 template <class T>
@@ -1068,7 +1096,7 @@ void ask_for_huge_pages(const Problem& p) {
 }  // namespace
 
 extern "C" void lt_losses_run(const Problem* problem, int32_t forward) {
-  if (problem->gradient && !problem->kept) ask_for_huge_pages(*problem);
+  if (problem->gradient) ask_for_huge_pages(*problem);
   switch (problem->type) {
     case 0: return run<float>(*problem, forward);
     case 1: return run<Half>(*problem, forward);

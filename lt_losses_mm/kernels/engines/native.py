@@ -59,7 +59,8 @@ class _Problem(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 'logits gradient labels first second third seed quality '
-                'weight element_weight upstream rows top total lse own sums '
+                'weight element_weight upstream rows top total lse own '
+                'reduced sums '
                 'positive counts'
             ).split()
         ],
@@ -67,12 +68,10 @@ class _Problem(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 'images columns pixels stride gradient_stride ignore spared '
-                'formula type threads upstream_step kept'
+                'formula type threads upstream_step'
             ).split()
         ],
-        ('p', ctypes.c_float),
-        ('q', ctypes.c_float),
-        ('log_eps', ctypes.c_float),
+        *[(name, ctypes.c_float) for name in 'p q log_eps expected'.split()],
     ]
 
 
@@ -193,11 +192,11 @@ def load() -> Any:
     return loaded
 
 
-# Bytes up to which what forward computes anyway is kept for the backward pass:
-# as long as it stays in a cache, to read it is cheaper than to compute it once
-# more. Not in half precision: upstream gradients are scaled so that products
-# with them do not underflow, other values might.
-_KEEP = 16 << 20
+# Bytes up to which forward writes the gradient, too: as long as it stays in a
+# cache until backward.
+_FINISH = 16 << 20
+# Threads share the columns of wider rows: WIDE of native.cpp.
+_WIDE = 1 << 16
 
 
 class _State(NamedTuple):
@@ -222,15 +221,16 @@ class _Native:
             and load() is not None
         )
 
-    def keeps(self, call: Call, logits: Tensor) -> bool:
+    def finishes(self, call: Call, logits: Tensor) -> bool:
         return (
             logits.dtype == torch.float32
             and logits.dim() == 2
-            and 4 * logits.numel() <= _KEEP
+            and logits.size(1) <= _WIDE
+            and 4 * logits.numel() <= _FINISH
         )
 
     def forward(
-        self, call: Call, logits: Tensor, room: Tensor | None
+        self, call: Call, logits: Tensor, gradient: Tensor | None
     ) -> Answer:
         formula, labels = call.formula, call.labels
         if not labels.is_contiguous():
@@ -246,9 +246,17 @@ class _Native:
         problem.ignore, problem.spared = call.ignore_index, -1
         problem.type = _TYPES[logits.dtype]
         problem.threads = torch.get_num_threads()
-        if room is not None:
-            problem.gradient = room.data_ptr()
-            problem.gradient_stride = room.stride(0)
+        if gradient is not None:
+            problem.gradient = gradient.data_ptr()
+            problem.gradient_stride = gradient.stride(0)
+            if isinstance(call.upstream, Tensor):
+                keep.append(_float(call.upstream))
+                problem.upstream = keep[-1].data_ptr()
+                problem.upstream_step = call.upstream.dim() > 0
+            else:
+                problem.expected = call.upstream
+            reduced = torch.empty(())
+            problem.reduced = reduced.data_ptr()
         if isinstance(formula, TwoSided):
             # Rows that are ignored are not written to.
             state = torch.zeros((2, *labels.shape))
@@ -288,7 +296,8 @@ class _Native:
         load().lt_losses_run(ctypes.byref(problem), 1)
         if sums is not None and isinstance(formula, SoftmaxFormula):
             sums = scaled(sums, formula.scale)
-        return Answer(state[0], sums, _State(problem, (state, columns, keep)))
+        loss = state[0] if gradient is None else reduced
+        return Answer(loss, sums, _State(problem, (state, columns, keep)))
 
     def backward(
         self,
@@ -297,18 +306,18 @@ class _Native:
         state: _State,
         upstream: Tensor,
         gradient: Tensor,
-        kept: bool,
     ) -> None:
         # The problem of the forward pass may serve several backward passes.
         problem = _Problem.from_buffer_copy(state.problem)
-        problem.kept = kept
         problem.logits, problem.stride = logits.data_ptr(), logits.stride(0)
         problem.gradient = gradient.data_ptr()
         problem.gradient_stride = gradient.stride(0)
         upstream = _float(upstream)  # a wider factor makes it wider
         problem.upstream = upstream.data_ptr()
         problem.upstream_step = upstream.dim() > 0
-        problem.rows = problem.positive = problem.sums = problem.counts = None
+        problem.rows = problem.reduced = problem.positive = problem.sums = (
+            problem.counts
+        ) = None
         problem.threads = torch.get_num_threads()
         load().lt_losses_run(ctypes.byref(problem), 0)
 
