@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from ..hosts import HOSTS
 from ..losses import LongTailLoss
 from ..metrics.base import FrequencyMetric
-from ..priors import ClassCounts
+from ..priors import ClassCounts, empty_classes
 from ..registry import HOOKS
 from .training_data import NoTrainingDataError, counts_of_training_data
 
@@ -65,13 +65,9 @@ class ClassCountsHook(Hook):
                     f'({counts.num_classes} classes, unit {counts.unit}, '
                     f'{counts.counts.min():g} to {counts.counts.max():g})'
                 )
-                empty = int((counts.counts == 0).sum())
+                empty = empty_classes(counts)
                 if empty:
-                    runner.logger.warning(
-                        f'{name}: {empty} of {counts.num_classes} classes '
-                        'have no training sample; they are treated as being '
-                        'as rare as the rarest class that has one'
-                    )
+                    runner.logger.warning(f'{name}: {empty}')
             elif not before.equal(loss.class_counts):
                 runner.logger.info(
                     f'{name}: class counts of the checkpoint replaced by '

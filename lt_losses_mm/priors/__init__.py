@@ -10,6 +10,7 @@ from .counts import (
     frequency_thirds,
     load_class_counts,
 )
+from .names import empty_classes
 from .sampling import expected_draws, rebalanced_by
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     'UNITS',
     'ClassCounts',
     'count_dataset',
+    'empty_classes',
     'expected_draws',
     'frequency_groups',
     'frequency_thirds',

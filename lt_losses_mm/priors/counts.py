@@ -66,6 +66,8 @@ class ClassCounts:
             'instance' (annotated objects) or 'pixel'.
         names: The C class names in label order, if known.
         source: Where the counts come from, for logs and messages.
+        ignored: Share of the pixels or boxes, of all that were seen, that the
+            data tell to ignore; None if unknown.
 
     Raises:
         ValueError: If the counts, the unit or the names are not as above.
@@ -80,6 +82,7 @@ class ClassCounts:
     unit: str = 'image'
     names: tuple[str, ...] | None = None
     source: str = 'list'
+    ignored: float | None = None
 
     def __post_init__(self) -> None:
         check_unit(self.unit)
