@@ -25,7 +25,6 @@ from .training_data import (
     names_of_training_data,
 )
 
-
 _TRAINING, _EVALUATED = 'the training data', 'the evaluated data'
 
 
