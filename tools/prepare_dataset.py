@@ -743,9 +743,20 @@ def lvis(args: argparse.Namespace) -> Job:
             whole = json.loads(path.read_bytes())
             for key, field in (('images', 'id'), ('annotations', 'image_id')):
                 whole[key] = [i for i in whole[key] if i[field] in ids]
+            count_categories(whole)
             job.outputs[f'annotations/{name}'] = json.dumps(whole).encode()
     job.finish()
     return job
+
+
+def count_categories(content: dict[str, Any]) -> None:
+    """Make the counts in the categories those of the annotations."""
+    pairs = [(a['image_id'], a['category_id']) for a in content['annotations']]
+    for key, counted in (('image', set(pairs)), ('instance', pairs)):
+        found = Counter(category for _, category in counted)
+        for category in content['categories']:
+            if f'{key}_count' in category:
+                category[f'{key}_count'] = found[category['id']]
 
 
 def lvis_path(image: dict[str, Any], version: str, split: str) -> str:

@@ -11,9 +11,21 @@ from mmengine.runner import Runner
 from ..hosts import HOSTS
 from ..losses import LongTailLoss
 from ..metrics.base import FrequencyMetric
-from ..priors import ClassCounts
+from ..priors import (
+    ClassCounts,
+    class_names,
+    empty_classes,
+    joined,
+    same_labels,
+)
 from ..registry import HOOKS
-from .training_data import NoTrainingDataError, counts_of_training_data
+from .training_data import (
+    NoTrainingDataError,
+    counts_of_training_data,
+    names_of_training_data,
+)
+
+_TRAINING, _EVALUATED = 'the training data', 'the evaluated data'
 
 
 @HOOKS.register_module()
@@ -27,6 +39,9 @@ class ClassCountsHook(Hook):
     those of the data set itself, count it
     (:func:`~lt_losses_mm.priors.natural_counts`), or, on a machine without
     it, take what the checkpoint holds and say so.
+
+    Counts that have names of their own are joined with the data by name, and
+    data sets whose labels are other classes are an error.
     """
 
     # Before EMAHook (NORMAL) copies the model, so that both copies have
@@ -36,8 +51,22 @@ class ClassCountsHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Fill before hooks that copy the model."""
         self._counts: dict[str | None, ClassCounts] = {}
-        if is_training(runner):
+        self._saved_names: Any = None
+        if is_training(runner) and losses(runner):
+            names = names_of_training_data(runner)
+            for _, loss in losses(runner):
+                if loss.known_counts is not None:
+                    counts = joined(loss.known_counts, names, _TRAINING)
+                    loss.set_class_counts(counts)
+            evaluated = _names(runner._val_loop)
+            same_labels(names, _TRAINING, evaluated, 'the validation data')
             self._fill_losses(runner)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the names: the counts in a checkpoint have none."""
+        meta = checkpoint.get('meta', {}).get('dataset_meta')
+        if isinstance(meta, dict):
+            self._saved_names = meta.get('classes')
 
     def before_train(self, runner: Runner) -> None:
         """Fill again: a checkpoint may have brought another data set's."""
@@ -65,13 +94,9 @@ class ClassCountsHook(Hook):
                     f'({counts.num_classes} classes, unit {counts.unit}, '
                     f'{counts.counts.min():g} to {counts.counts.max():g})'
                 )
-                empty = int((counts.counts == 0).sum())
+                empty = empty_classes(counts)
                 if empty:
-                    runner.logger.warning(
-                        f'{name}: {empty} of {counts.num_classes} classes '
-                        'have no training sample; they are treated as being '
-                        'as rare as the rarest class that has one'
-                    )
+                    runner.logger.warning(f'{name}: {empty}')
             elif not before.equal(loss.class_counts):
                 runner.logger.info(
                     f'{name}: class counts of the checkpoint replaced by '
@@ -82,12 +107,15 @@ class ClassCountsHook(Hook):
         if loop is None or isinstance(loop, dict):
             return
         for metric in loop.evaluator.metrics:
-            if isinstance(metric, FrequencyMetric) and isinstance(
-                metric.class_counts, str
-            ):
-                metric.set_class_counts(
-                    self._natural_counts(runner, metric.count_unit)
-                )
+            if not isinstance(metric, FrequencyMetric):
+                continue
+            counts, names = metric.class_counts, _names(loop)
+            if isinstance(counts, str):
+                counts = self._natural_counts(runner, metric.count_unit)
+                same_labels(counts.names, _TRAINING, names, _EVALUATED)
+            if counts is not None:
+                metric.set_class_counts(joined(counts, names, _EVALUATED))
+                metric.names_are_compared = True
 
     def _natural_counts(self, runner: Runner, unit: str | None) -> ClassCounts:
         try:
@@ -108,9 +136,16 @@ class ClassCountsHook(Hook):
                     return ClassCounts(
                         loss.class_counts.double().cpu().numpy(),
                         unit,
-                        source=f'{name} in the checkpoint',
+                        self._saved_names,
+                        f'{name} in the checkpoint',
                     )
             raise
+
+
+def _names(loop: Any) -> tuple[str, ...] | None:
+    """Names of what a loop evaluates, if it is built."""
+    loader = getattr(loop, 'dataloader', None)
+    return None if loader is None else class_names(loader.dataset)
 
 
 def is_training(runner: Runner) -> bool:

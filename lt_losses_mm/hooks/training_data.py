@@ -10,7 +10,13 @@ from torch.utils.data import DataLoader
 
 from ..hosts import heads
 from ..messages import describe
-from ..priors import ClassCounts, count_dataset, natural_counts, rebalanced_by
+from ..priors import (
+    ClassCounts,
+    class_names,
+    count_dataset,
+    natural_counts,
+    rebalanced_by,
+)
 
 
 class NoTrainingDataError(RuntimeError):
@@ -52,9 +58,13 @@ def balanced_by(runner: Runner) -> str | None:
     return rebalanced_by(loader.dataset, _sampler(loader))
 
 
+def names_of_training_data(runner: Runner) -> tuple[str, ...] | None:
+    """Class names of the runner's training data, in label order."""
+    return class_names(_train_dataloader(runner).dataset)
+
+
 def _num_classes(runner: Runner, dataset: Any) -> int | None:
-    metainfo = getattr(dataset, 'metainfo', None) or {}
-    if metainfo.get('classes'):
+    if class_names(dataset):
         return None
     # Lists of files (ImageNet-LT, ...) carry no class names; the heads know.
     sizes = {

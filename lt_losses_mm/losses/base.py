@@ -89,6 +89,8 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         # Largest label, and formula, by the columns served so far.
         self.served: dict[tuple[int, bool], int] = {}
         self._formulas: dict[Any, tuple[Any, ...]] = {}
+        # What the counts are of: names, unit and source.
+        self.known_counts: ClassCounts | None = None
         self.register_buffer('class_counts', torch.zeros(0))
         weight = check.class_weight(owner, class_weight)
         self.register_buffer('class_weight', weight, persistent=False)
@@ -129,6 +131,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
                 counts, num_classes=known, unit=self.count_unit
             )
         self.set_num_classes(counts.num_classes, 'class_counts')
+        self.known_counts = counts
         self.class_counts = torch.tensor(counts.counts).float().to(device)
 
     def _load_from_state_dict(self, state_dict: Any, *args: Any) -> None:

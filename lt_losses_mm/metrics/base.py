@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 
 from ..messages import describe, logger
-from ..priors import ClassCounts, load_class_counts
+from ..priors import ClassCounts, joined, load_class_counts
 
 
 class FrequencyMetric(BaseMetric):
@@ -37,6 +37,8 @@ class FrequencyMetric(BaseMetric):
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.count_unit = count_unit
+        # Whoever knows the evaluated data has done it, and better.
+        self.names_are_compared = False
         self.class_counts: ClassCounts | str | None = None
         if isinstance(class_counts, str) and class_counts == 'auto':
             self.class_counts = 'auto'
@@ -77,7 +79,8 @@ class FrequencyMetric(BaseMetric):
 
         Raises:
             RuntimeError: If ``class_counts='auto'`` was never filled.
-            ValueError: If there are not C counts.
+            ValueError: If there are not C counts, or they have names that
+                are not those of the evaluated data.
         """
         if self.class_counts is None:
             return
@@ -94,6 +97,12 @@ class FrequencyMetric(BaseMetric):
                     type(self).__name__,
                 )
             )
+        if not self.names_are_compared:
+            names = (self.dataset_meta or {}).get('classes')
+            counts = joined(self.class_counts, names, 'the evaluated data')
+            if counts is not self.class_counts:
+                self.set_class_counts(counts)
+            self.names_are_compared = True
         load_class_counts(self.class_counts, num_classes=num_classes)
 
     @abstractmethod

@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, Subset
 from ..messages import fault
 from .counts import ClassCounts, check_num_classes, check_unit
 from .masks import pixel_table
+from .names import class_names, label_names
 from .sampling import (
     BASE_DATASET,
     describe_wrappers,
@@ -133,8 +134,13 @@ def _count(
 ) -> ClassCounts:
     check_unit(unit)
     leaves = expected_draws(dataset, sampler)
-    classes = [_class_names(leaf) for leaf, _ in leaves]
-    sizes = {len(names) for names in classes if names is not None}
+    names = class_names(dataset)
+    sizes = {
+        len(said)
+        for leaf, _ in leaves
+        for said in [label_names(leaf)]
+        if said is not None
+    }
     if num_classes is None:
         if len(sizes) != 1:
             raise fault(
@@ -145,7 +151,7 @@ def _count(
                 'to the data set',
             )
         num_classes = sizes.pop()
-    total = np.zeros(num_classes)
+    total, seen = np.zeros(num_classes), np.zeros(2)
     for leaf, draws in leaves:
         index = np.flatnonzero(draws)
         if not index.size:
@@ -165,27 +171,23 @@ def _count(
             table = pixel_table(leaf, index, num_classes, progress)
             total += draws[index] @ (table if unit == 'pixel' else table > 0)
         else:
-            total += _count_labels(
+            found, boxes = _count_labels(
                 leaf, index, draws[index], num_classes, form, unit
             )
-    names = classes[0] if len(set(classes)) == 1 else None
-    found = ClassCounts(
+            total, seen = total + found, seen + boxes
+    counts = ClassCounts(
         total,
         unit or 'image',
         names if names is not None and len(names) == num_classes else None,
         _source(dataset, sampler, leaves),
+        float(seen[1] / seen.sum()) if seen.any() else None,
     )
     for size in sizes:
         if size != num_classes:
             check_num_classes(
-                ClassCounts(np.ones(size), source=found.source), num_classes
+                ClassCounts(np.ones(size), source=counts.source), num_classes
             )
-    return found
-
-
-def _class_names(leaf: Any) -> tuple[str, ...] | None:
-    names = (getattr(leaf, 'metainfo', None) or {}).get('classes')
-    return None if names is None else tuple(names)
+    return counts
 
 
 def _source(
@@ -240,17 +242,19 @@ def _count_labels(
     num_classes: int,
     form: str,
     unit: str,
-) -> np.ndarray:
-    """Sum of draws per class, (C,) float64, from labels in memory."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of each class, (C,) float64, and of boxes: kept, ignored."""
     flat: list[int] = []
     lengths = np.empty(len(index), dtype=np.int64)
-    for row, found in enumerate(_labels(leaf, index, form)):
+    boxes = np.zeros(2)
+    for row, (found, ignored) in enumerate(_labels(leaf, index, form)):
+        boxes += draws[row] * np.array([len(found), ignored])
         if unit == 'image':
             found = set(found)
         flat.extend(found)
         lengths[row] = len(found)
     if not flat:
-        return np.zeros(num_classes)
+        return np.zeros(num_classes), boxes
     labels = np.asarray(flat)
     if labels.dtype.kind not in 'iu':
         bad = labels[:1]
@@ -264,27 +268,27 @@ def _count_labels(
             f'{type(leaf).__name__}',
             'correct the annotations, num_classes or metainfo.classes',
         )
-    return np.bincount(labels, np.repeat(draws, lengths), num_classes)
+    return np.bincount(labels, np.repeat(draws, lengths), num_classes), boxes
 
 
 def _labels(
     leaf: Any, index: np.ndarray, form: str
-) -> Iterator[Collection[int]]:
-    """The labels of each sample, one per image label or instance."""
+) -> Iterator[tuple[Collection[int], int]]:
+    """Of each sample, its labels, and the number of ignored boxes."""
     if form == 'get_cat_ids':
-        return (leaf.get_cat_ids(int(i)) for i in index)
+        return ((leaf.get_cat_ids(int(i)), 0) for i in index)
     read = _image_labels if form == 'gt_label' else _instance_labels
     return map(read, _infos(leaf, index))
 
 
-def _image_labels(info: dict[str, Any]) -> list[int]:
+def _image_labels(info: dict[str, Any]) -> tuple[list[int], int]:
     label = info['gt_label']
     if isinstance(label, (list, tuple, set)):
-        return list(label)
-    return np.ravel(label).tolist()
+        return list(label), 0
+    return np.ravel(label).tolist(), 0
 
 
-def _instance_labels(info: dict[str, Any]) -> list[int]:
+def _instance_labels(info: dict[str, Any]) -> tuple[list[int], int]:
     if 'segments_info' in info:
         # There, instances are the things alone; stuff would count zero.
         raise fault(
@@ -295,8 +299,9 @@ def _instance_labels(info: dict[str, Any]) -> list[int]:
             'give class_counts as the list or file of the segments of each '
             'class, things and stuff',
         )
-    return [
+    kept = [
         instance['bbox_label']
         for instance in info['instances']
         if not instance.get('ignore_flag')
     ]
+    return kept, len(info['instances']) - len(kept)

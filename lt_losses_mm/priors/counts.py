@@ -24,13 +24,15 @@ import json
 import os
 import pkgutil
 import re
+import reprlib
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ..messages import describe, fault
+from ..messages import describe, fault, listed, logger
 
 FORMAT = 'lt_losses_mm.class_counts/1'
 UNITS = ('image', 'instance', 'pixel')
@@ -45,9 +47,15 @@ BENCHMARKS = (
 
 _SOURCES = (
     'a sequence of numbers, a file (JSON list, lt_losses_mm JSON, '
-    'LVIS/COCO JSON, or text with one number a line), or a '
+    'LVIS/COCO JSON, text with one number a line, or .npy), or a '
     f'benchmark name out of {", ".join(BENCHMARKS)}'
 )
+
+_SUFFIXES = ('.json', '.txt', '.csv', '.npy', '.npz', '.pkl')
+_BINARY = {
+    b'PK\x03\x04': 'a zip file (.npz, .pth, .xlsx)',
+    b'\x80': 'a pickle',
+}
 
 # A key and its list of lists. What it takes of a list nested more deeply
 # leaves a bracket too many, which is no JSON: see parse_annotations.
@@ -66,6 +74,8 @@ class ClassCounts:
             'instance' (annotated objects) or 'pixel'.
         names: The C class names in label order, if known.
         source: Where the counts come from, for logs and messages.
+        ignored: Share of the pixels or boxes, of all that were seen, that the
+            data tell to ignore; None if unknown.
 
     Raises:
         ValueError: If the counts, the unit or the names are not as above.
@@ -80,6 +90,7 @@ class ClassCounts:
     unit: str = 'image'
     names: tuple[str, ...] | None = None
     source: str = 'list'
+    ignored: float | None = None
 
     def __post_init__(self) -> None:
         check_unit(self.unit)
@@ -144,12 +155,12 @@ def load_class_counts(
     Args:
         class_counts: A list, tuple, array, tensor or :class:`ClassCounts` of
             shape (C,); the path of a JSON list, of our own JSON file, of an
-            LVIS or COCO annotation file, or of a text file with one number a
-            line; or a name out of ``BENCHMARKS``.
-            Annotation files give the classes in ascending order of category
-            id. Their ``image_count``/``instance_count`` are used if every
-            category has them; otherwise the annotations are counted, without
-            ``iscrowd``.
+            LVIS or COCO annotation file, of a text file with one number a
+            line, or of a ``.npy`` vector; or a name out of ``BENCHMARKS``.
+            Annotation files give the classes in the order of their
+            categories. Their annotations are counted as mmdet's data sets
+            would load them, without a ``filter_cfg``; ``image_count`` and
+            ``instance_count`` only where there are no annotations.
         num_classes: The number of counts that must result, if known.
         unit: 'image', 'instance' or 'pixel' for a source that holds several.
             None takes what the literature uses: images for classification
@@ -306,9 +317,10 @@ def _as_vector(values: Any, source: str) -> np.ndarray:
     label = source if source != 'list' else values
     try:
         counts = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
+        why = reprlib.repr(str(error))
         raise fault(
-            'class_counts', label, _SOURCES, f'give plain numbers ({error})'
+            'class_counts', label, _SOURCES, f'give plain numbers ({why})'
         ) from error
     if counts.ndim != 1 or counts.size == 0:
         raise fault(
@@ -366,7 +378,7 @@ def _from_name_or_file(name: str, unit: str | None) -> ClassCounts:
             'train through the MMEngine Runner, which counts the training '
             "data set for 'auto', or call lt_losses_mm.priors.count_dataset",
         )
-    if len(path.parts) > 1 or path.suffix in ('.json', '.txt', '.csv'):
+    if len(path.parts) > 1 or path.suffix in _SUFFIXES:
         raise FileNotFoundError(
             describe(
                 'class_counts',
@@ -388,10 +400,42 @@ def _from_name_or_file(name: str, unit: str | None) -> ClassCounts:
 
 def _from_file(path: Path, unit: str | None) -> ClassCounts:
     text = path.read_bytes()
-    if text[:4096].lstrip()[:1] not in (b'[', b'{'):
-        return _from_lines(text.decode().splitlines(), str(path), unit)
-    with _collector_paused():
-        return _from_json(parse_annotations(text, path), str(path), unit)
+    for start, kind in _BINARY.items():
+        if text.startswith(start):
+            raise fault(
+                'class_counts',
+                str(path),
+                f'JSON, text or .npy, got {kind}',
+                'load it where it was written, and save the numbers with '
+                'json.dump(list) or numpy.save',
+            )
+    if text.startswith(b'\x93NUMPY'):
+        try:
+            numbers = np.load(path, allow_pickle=False)
+        except ValueError as error:
+            raise fault(
+                'class_counts',
+                str(path),
+                f'an array of numbers ({error})',
+                'save it as one vector of numbers',
+            ) from error
+        return ClassCounts(numbers, unit or 'image', source=str(path))
+    encoding = json.detect_encoding(text)  # By the BOM, or by zeros.
+    start = text[:4096].decode(encoding, 'ignore').lstrip('\ufeff \t\r\n')
+    if start[:1] in ('[', '{'):
+        with _collector_paused():
+            content = parse_annotations(text, path)
+            return _from_json(content, str(path), unit)
+    try:
+        lines = text.decode(encoding).splitlines()
+    except UnicodeDecodeError as error:
+        raise fault(
+            'class_counts',
+            str(path),
+            f'text in UTF-8 or UTF-16 ({error})',
+            'save it as UTF-8',
+        ) from error
+    return _from_lines(lines, str(path), unit)
 
 
 def parse_annotations(text: bytes, path: Path) -> Any:
@@ -445,29 +489,37 @@ def _from_lines(
             raise fault(
                 'class_counts',
                 source,
-                f'one number a line, line {number} is {line!r}',
-                'correct that line',
+                f'one number a line, line {number} is {reprlib.repr(line)}',
+                'correct that line, and leave names out (a JSON file may '
+                'have them: {"counts": [...], "names": [...]})',
             ) from error
     return ClassCounts(np.array(numbers), unit or 'image', source=source)
 
 
 def _from_json(content: Any, source: str, unit: str | None) -> ClassCounts:
     if isinstance(content, list):
-        return ClassCounts(np.array(content), unit or 'image', source=source)
+        return ClassCounts(content, unit or 'image', source=source)
     if isinstance(content.get('categories'), list):
         return _from_annotations(content, source, unit)
-    by_unit = content.get('counts')
+    by_unit, names = content.get('counts'), content.get('names')
+    if isinstance(names, str) or not isinstance(names, (list, type(None))):
+        raise fault(
+            'class_counts',
+            source,
+            f'a list of names, got {reprlib.repr(names)}',
+            'correct the names or leave them out',
+        )
     if isinstance(by_unit, list):
-        return ClassCounts(np.array(by_unit), unit or 'image', source=source)
+        return ClassCounts(by_unit, unit or 'image', names, source)
     if not isinstance(by_unit, dict) or not by_unit:
         raise fault(
             'class_counts',
             source,
             _SOURCES,
-            f'the JSON has only the keys {sorted(content)[:8]}; '
-            'write a list of numbers',
+            f'the JSON has only the keys {listed(content)}'
+            + (' (captions?)' if 'annotations' in content else '')
+            + '; write a list of numbers',
         )
-    names = content.get('names')
     if content.get('sha256', checksum(by_unit, names)) != checksum(
         by_unit, names
     ):
@@ -495,41 +547,163 @@ def checksum(
 def _from_annotations(
     content: Mapping[str, Any], source: str, unit: str | None
 ) -> ClassCounts:
-    """Counts of an LVIS or COCO file, in the order of its categories."""
+    """Counts of an LVIS or COCO file, in the order of its categories.
+
+    What mmdet's data sets would leave out does not count.
+    """
     unit = unit or 'image'
     if unit == 'pixel':
         raise _unit_fault(unit, source, ['image', 'instance'])
     # Labels are positions in the file, as for mmdet's data sets.
     categories = content['categories']
-    names = tuple(c.get('name', str(c['id'])) for c in categories)
+    ids = _values(categories, 'id', 'categories', source)
+    names = tuple(str(c.get('name', c['id'])) for c in categories)
+    for what, values in (('id', ids), ('name', names)):
+        _require_unique(values, f'categories with one {what} each', source)
     field = f'{unit}_count'
-    if all(field in c for c in categories):
-        figures = np.array([c[field] for c in categories])
-        return ClassCounts(figures, unit, names, source)
+    stated = [c.get(field) for c in categories]
     if 'annotations' not in content:
-        raise fault(
-            'class_counts',
-            source,
-            f'{field} in every category, or annotations',
-            'give the whole LVIS/COCO annotation file',
-        )
-    label = {c['id']: i for i, c in enumerate(categories)}
-    found = [
-        (a['image_id'], a['category_id'])
-        for a in content['annotations']
-        if not a.get('iscrowd')
-    ]
-    unknown = {c for _, c in found} - label.keys()
+        if None in stated:
+            raise fault(
+                'class_counts',
+                source,
+                f'{field} in every category, or annotations',
+                'give the whole LVIS/COCO annotation file',
+            )
+        logger.info(f'{source}: without annotations, its {field} is trusted')
+        return ClassCounts(stated, unit, names, source)
+    annotated, counted = _annotated_pairs(content, source)
+    label = {c: i for i, c in enumerate(ids)}
+    unknown = {c for _, c in annotated} - label.keys()
     if unknown:
         raise fault(
             'class_counts',
             source,
             'annotations of the listed categories',
-            f'category_id {sorted(unknown)[:5]} is not in categories',
+            f'category_id {listed(unknown, 5)} is not in categories',
         )
-    pairs = set(found) if unit == 'image' else found
-    counts = np.bincount(
-        np.array([label[c] for _, c in pairs], dtype=np.int64),
-        minlength=len(categories),
+
+    def count(pairs: list[tuple[Any, Any]]) -> np.ndarray:
+        kept = set(pairs) if unit == 'image' else pairs
+        labels = np.array([label[c] for _, c in kept], dtype=np.int64)
+        return np.bincount(labels, minlength=len(ids))
+
+    stale = [
+        f'{name}: {said}, not {found}'
+        for name, said, found in zip(names, stated, count(annotated))
+        if said is not None and said != found
+    ]
+    if stale:
+        logger.warning(
+            f'{source}: the {field} of {len(stale)} of {len(ids)} categories '
+            f'is not that of its annotations ({listed(stale)}). The '
+            'annotations are counted.'
+        )
+    return ClassCounts(count(counted), unit, names, source)
+
+
+def _annotated_pairs(
+    content: Mapping[str, Any], source: str
+) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
+    """Image and category of the annotations of listed images, no crowds.
+
+    Returns:
+        All of them, and those whose boxes mmdet's data sets keep.
+    """
+    annotations = content['annotations']
+    if isinstance(annotations, list) and any(
+        isinstance(a, dict) and 'segments_info' in a for a in annotations
+    ):
+        raise fault(
+            'class_counts',
+            source,
+            'boxes or masks of instances, got panoptic annotations',
+            'give the number of segments of each class as a list, things '
+            'and stuff',
+        )
+    image = _values(annotations, 'image_id', 'annotations', source)
+    category = _values(annotations, 'category_id', 'annotations', source)
+    _require_unique(
+        [a['id'] for a in annotations if 'id' in a],
+        'annotations with one id each',
+        source,
     )
-    return ClassCounts(counts, unit, names, source)
+    listed_images = content.get('images')
+    sizes = None
+    if listed_images is not None:
+        found = _values(listed_images, 'id', 'images', source)
+        sizes = {
+            i: (entry.get('width'), entry.get('height'))
+            for i, entry in zip(found, listed_images)
+        }
+    annotated, counted = [], []
+    for pair, annotation in zip(zip(image, category), annotations):
+        if annotation.get('iscrowd') or annotation.get('ignore'):
+            continue
+        if sizes is not None and pair[0] not in sizes:
+            continue
+        annotated.append(pair)
+        size = (None, None) if sizes is None else sizes[pair[0]]
+        if _has_area(annotation, *size, source):
+            counted.append(pair)
+    if len(counted) < len(annotations):
+        logger.info(
+            f'{source}: {len(counted)} of {len(annotations)} annotations are '
+            'counted; the others are crowds, have no area or belong to '
+            'images that are not listed'
+        )
+    return annotated, counted
+
+
+def _has_area(
+    annotation: Mapping[str, Any],
+    width: float | None,
+    height: float | None,
+    source: str,
+) -> bool:
+    """Whether mmdet's data sets keep a box; what is unknown, they would."""
+    if 'bbox' not in annotation:
+        return True
+    try:
+        x, y, w, h = annotation['bbox']
+        return not (
+            w < 1
+            or h < 1
+            or annotation.get('area', 1) <= 0
+            or (width is not None and (x >= width or x + w <= 0))
+            or (height is not None and (y >= height or y + h <= 0))
+        )
+    except (TypeError, ValueError) as error:
+        raise fault(
+            'class_counts',
+            source,
+            'bbox=[x, y, width, height] and a number as area, got '
+            f'{reprlib.repr(annotation)}',
+            'correct that annotation',
+        ) from error
+
+
+def _values(entries: Any, key: str, what: str, source: str) -> list[Any]:
+    """The values of one key, which every entry has to have."""
+    try:
+        values = [entry[key] for entry in entries]
+        set(values)
+        return values
+    except (KeyError, TypeError) as error:
+        raise fault(
+            'class_counts',
+            source,
+            f'a list of {what}, each with {key}',
+            'repair the file, or give the counts as a list',
+        ) from error
+
+
+def _require_unique(values: Sequence[Any], what: str, source: str) -> None:
+    if len(set(values)) < len(values):
+        twice = [v for v, n in Counter(values).items() if n > 1]
+        raise fault(
+            'class_counts',
+            source,
+            f'{what}, got {listed(twice)} more than once',
+            'remove or rename the second one (exports add a root category)',
+        )

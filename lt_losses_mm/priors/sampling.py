@@ -115,6 +115,16 @@ def describe_wrappers(dataset: Any) -> list[str]:
     return names
 
 
+def leaves(dataset: Any) -> Iterator[Any]:
+    """The data sets inside all wrappers, known or not, ready to be read."""
+    _init(dataset)
+    inside = _inside(dataset)
+    if not inside:
+        yield dataset
+    for part in inside:
+        yield from leaves(part)
+
+
 def _describe(wrapper: Any) -> str:
     if kind_of(wrapper, '__getitem__') == _SLICED:
         return f'num_batch_per_epoch(samples={len(wrapper)})'

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
+import pickle
 import pkgutil
 
 import hypothesis.strategies as st
@@ -16,6 +18,7 @@ from hypothesis import given
 from lt_losses_mm.priors import (
     BENCHMARKS,
     ClassCounts,
+    count_dataset,
     frequency_groups,
     load_class_counts,
 )
@@ -43,6 +46,22 @@ ANNOTATIONS = dict(
         dict(id=5, image_id=2, category_id=9, iscrowd=1),
     ],
 )
+
+
+def _npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def _coco(**fields):
+    """A file with a box of each of two categories, but for these fields."""
+    content = dict(
+        images=[dict(id=0)],
+        categories=[dict(id=1, name='a'), dict(id=2, name='b')],
+        annotations=[dict(image_id=0, category_id=c) for c in (1, 2)],
+    )
+    return json.dumps(dict(content, **fields)).encode()
 
 
 def _write(path, content):
@@ -168,18 +187,89 @@ def test_the_garbage_collector_is_left_as_it_was(tmp_path, paused):
         (gc.enable if before else gc.disable)()
 
 
-def test_counts_in_categories_win_over_annotations(tmp_path):
+def test_annotations_win_over_counts_in_categories(tmp_path, caplog):
+    """Such counts stay where annotations are cut away: they are checked."""
     content = json.loads(json.dumps(ANNOTATIONS))
     for category in content['categories']:
         category['image_count'] = category['id'] * 10
     path = _write(tmp_path / 'lvis.json', content)
-    assert load_class_counts(path).counts.tolist() == [90, 20, 40]
-    # No instance_count there, so these are still counted.
-    assert load_class_counts(path, unit='instance').counts.tolist() == [
-        1,
-        3,
-        0,
-    ]
+    assert load_class_counts(path).counts.tolist() == [1, 2, 0]
+    (told,) = [r for r in caplog.records if r.levelname == 'WARNING']
+    for words in (str(path), 'image_count of 3 of 3', "'owl: 90, not 1'"):
+        assert words in told.getMessage()
+    caplog.clear()
+    # No instance_count there, so there is nothing to compare.
+    instances = load_class_counts(path, unit='instance')
+    assert instances.counts.tolist() == [1, 3, 0]
+    assert not [r for r in caplog.records if r.levelname == 'WARNING']
+
+
+def test_counts_in_categories_that_are_right_are_no_news(tmp_path, caplog):
+    content = json.loads(json.dumps(ANNOTATIONS))
+    for category, number in zip(content['categories'], (1, 2, 0)):
+        category['image_count'] = number
+    load_class_counts(_write(tmp_path / 'lvis.json', content))
+    assert not [r for r in caplog.records if r.levelname == 'WARNING']
+
+
+def test_counts_in_categories_are_trusted_without_annotations(
+    tmp_path, caplog
+):
+    content = json.loads(json.dumps(ANNOTATIONS))
+    del content['annotations']
+    for category in content['categories']:
+        category['image_count'] = category['id'] * 10
+    path = _write(tmp_path / 'lvis.json', content)
+    with caplog.at_level('INFO', 'lt_losses_mm'):
+        assert load_class_counts(path).counts.tolist() == [90, 20, 40]
+    assert 'its image_count is trusted' in caplog.text
+
+
+def _box(annotation, box=(5, 5, 20, 20), **more):
+    image, category = annotation
+    area = box[2] * box[3]
+    return dict(
+        image_id=image, category_id=category, bbox=box, area=area, **more
+    )
+
+
+LOADED = dict(
+    images=[dict(id=i, width=64, height=48, file_name='') for i in (0, 1)],
+    categories=[dict(id=7, name='cup'), dict(id=3, name='urn')],
+    annotations=[
+        _box((0, 7)),
+        _box((0, 3)),
+        _box((1, 3)),
+        _box((2, 7)),  # an image that is not listed
+        _box((1, 7), (5, 5, 0, 20)),
+        _box((1, 7), (5, 5, 20, 0.5)),
+        _box((1, 7), (64, 5, 20, 20)),
+        _box((1, 7), (5, -20, 20, 20)),
+        dict(_box((1, 7)), area=0),
+        _box((1, 7), iscrowd=1),
+        _box((1, 7), ignore=1),
+        _box((1, 3), (60, 40, 20, 20)),  # partly outside
+    ],
+)
+
+
+def test_a_file_counts_as_the_data_set_that_loads_it(tmp_path):
+    path = _write(tmp_path / 'train.json', _with_ids(LOADED))
+    assert load_class_counts(path).counts.tolist() == [1, 2]
+    instances = load_class_counts(path, unit='instance')
+    assert instances.counts.tolist() == [1, 3]
+    mmdet = pytest.importorskip('mmdet.datasets')
+    dataset = mmdet.CocoDataset(
+        ann_file=str(path), metainfo=dict(classes=('cup', 'urn'))
+    )
+    for unit, counts in (('image', [1, 2]), ('instance', [1, 3])):
+        counted = count_dataset(dataset, unit=unit)
+        assert counted.counts.tolist() == counts
+
+
+def _with_ids(content):
+    annotations = [dict(a, id=i) for i, a in enumerate(content['annotations'])]
+    return dict(content, annotations=annotations)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +416,113 @@ def test_bad_files(tmp_path, content, words):
         load_class_counts(path)
     for word in ['class_counts=', 'bad.json', 'expected', 'Fix: ', *words]:
         assert caught.match(word)
+
+
+@pytest.mark.parametrize(
+    'encoding', ['utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be']
+)
+@pytest.mark.parametrize(
+    'content, counts',
+    [
+        ('500\r\n60\r\n3\r\n', [500, 60, 3]),
+        ('[500, 60, 3]', [500, 60, 3]),
+        (json.dumps(ANNOTATIONS), [1, 2, 0]),
+    ],
+)
+def test_files_of_windows(tmp_path, encoding, content, counts):
+    path = tmp_path / 'counts'
+    path.write_bytes(content.encode(encoding))
+    assert load_class_counts(path).counts.tolist() == counts
+
+
+def test_arrays(tmp_path):
+    np.save(tmp_path / 'c.npy', np.array([500, 60, 3], np.int16))
+    counts = load_class_counts(tmp_path / 'c.npy', unit='pixel')
+    assert (counts.counts.tolist(), counts.unit) == ([500, 60, 3], 'pixel')
+
+
+@pytest.mark.parametrize(
+    'data, words',
+    [
+        (pickle.dumps(dict(class_freq=[5, 6])), ['a pickle', 'json.dump']),
+        (b'PK\x03\x04rest', ['zip', 'numpy.save']),
+        (_npy(np.array([[1, 2]])), ['shape']),
+        (_npy(np.array(['a', 'b'])), ['plain numbers']),
+        (_npy(np.array([dict()])), ['array of numbers']),
+        ('猫,500\n狗,60'.encode('gbk'), ['UTF-8', 'save it as UTF-8']),
+        (b'cat,500\ndog,60', ['line 1', 'names']),
+        (b'x' * 10**6, ['line 1']),
+        (b'null', ['line 1']),
+        (b'[1, null]', ['finite', 'class 1']),
+        (b'[[1, 2], [3]]', ['plain numbers']),
+        (b'["' + b'x' * 10**6 + b'", 2]', ['plain numbers']),
+        (b'[{"a": 1}]', ['plain numbers']),
+        (b'[1' + b'0' * 400 + b']', ['plain numbers']),
+        (b'{"counts": {"image": null}}', ['shape']),
+        (b'{"counts": [1, 2], "names": "ab"}', ['list of names']),
+        (b'{"counts": [1, 2], "names": ["a"]}', ['1 names and 2 counts']),
+        (
+            b'{"images": [], "annotations": [{"caption": "a cup"}]}',
+            ["'annotations'", 'captions'],
+        ),
+        (b'{"categories": [null]}', ['categories, each with id']),
+        (b'{"categories": [{"name": "a"}]}', ['categories, each with id']),
+        (_coco(annotations=None), ['annotations, each with image_id']),
+        (_coco(annotations=[{}]), ['annotations, each with image_id']),
+        (
+            _coco(annotations=[dict(image_id=0)]),
+            ['annotations, each with category_id'],
+        ),
+        (
+            _coco(annotations=[dict(image_id=[0], category_id=1)]),
+            ['annotations, each with image_id'],
+        ),
+        (_coco(images=[{}]), ['images, each with id']),
+        (
+            _coco(annotations=[dict(id=1, image_id=0, segments_info=[])]),
+            ['panoptic', 'segments'],
+        ),
+        (
+            _coco(
+                annotations=[
+                    dict(id=1, image_id=0, category_id=1),
+                    dict(id=1, image_id=0, category_id=2),
+                ]
+            ),
+            ['annotations with one id each', 'got 1 more'],
+        ),
+        (
+            _coco(categories=[dict(id=0, name='a'), dict(id=1, name='a')]),
+            ['one name', "'a'"],
+        ),
+        (
+            _coco(categories=[dict(id=1, name='a'), dict(id=1, name='b')]),
+            ['one id', 'got 1 more'],
+        ),
+        (
+            _coco(
+                annotations=[dict(image_id=0, category_id=1, bbox=[1, None])]
+            ),
+            ['bbox'],
+        ),
+        (
+            _coco(
+                annotations=[
+                    dict(image_id=0, category_id=i) for i in range(10**5)
+                ]
+            ),
+            ['category_id', 'more is not in categories'],
+        ),
+    ],
+)
+def test_other_files_are_one_sentence(tmp_path, data, words):
+    path = tmp_path / 'c.txt'
+    path.write_bytes(data)
+    with pytest.raises(ValueError) as caught:
+        load_class_counts(path)
+    for word in ('class_counts=', 'c.txt', 'expected', 'Fix: ', *words):
+        assert word in str(caught.value)
+    assert len(str(caught.value)) < 600 + len(str(path))
 
 
 @pytest.mark.parametrize('path', ['no/such/file', 'nothing.json', 'no.txt'])

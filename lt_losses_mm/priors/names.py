@@ -1,0 +1,389 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Which class a label is: names said, compared, and joined by name.
+
+A data set says its names in ``metainfo['classes']``. Where its labels come
+from another list (the categories of a COCO file, folders), that list says
+which label has which name, whatever ``metainfo`` says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import mmap
+import os
+import re
+import weakref
+from collections import Counter
+from typing import Any, Iterator, Mapping, Sequence, Tuple
+from xml.etree import ElementTree
+
+import numpy as np
+
+from ..messages import fault, listed, logger
+from .counts import ClassCounts
+from .sampling import leaves
+
+Names = Tuple[str, ...]
+
+_read: Any = weakref.WeakSet()  # data sets whose XML files were read
+_CAUSES = dict(
+    pixel='masks whose values are no labels (0 and 255, colours), an '
+    'ignore_index that is a class, or reduce_zero_label',
+    box='a name in metainfo.classes that the annotations spell otherwise, '
+    'or a filter that takes all its images',
+)
+
+
+def empty_classes(counts: ClassCounts) -> str | None:
+    """What to warn of where classes have no sample; None if all have one.
+
+    It names the classes, the unit, the share that was ignored
+    (``counts.ignored``) and what causes it most often.
+
+    Args:
+        counts: As they were counted.
+    """
+    empty = np.flatnonzero(counts.counts == 0).tolist()
+    if not empty:
+        return None
+    which = [counts.names[i] if counts.names else i for i in empty]
+    ignored = (
+        f' ({100 * counts.ignored:.3g} % of what is labelled is ignored)'
+        if counts.ignored
+        else ''
+    )
+    cause = _CAUSES['pixel' if counts.unit == 'pixel' else 'box']
+    return (
+        f'{len(empty)} of {counts.num_classes} classes have no training '
+        f'sample, counted by {counts.unit}{ignored}: {listed(which)}; they '
+        'are treated as being as rare as the rarest class that has one. If '
+        f'that is not so in your data, look for {cause}.'
+    )
+
+
+def class_names(dataset: Any) -> Names | None:
+    """The C class names of a built data set, in the order of its labels.
+
+    Args:
+        dataset: Of any host, wrapped or not.
+
+    Returns:
+        None if they are unknown, or the parts of it have different numbers
+        of classes.
+
+    Raises:
+        ValueError: If names and labels of a part contradict each other, or
+            two parts give one class two labels.
+    """
+    known = [
+        (leaf, names)
+        for leaf in leaves(dataset)
+        for names in [label_names(leaf)]
+        if names is not None
+    ]
+    if not known:
+        return None
+    first, names = known[0]
+    for leaf, others in known[1:]:
+        same_labels(names, describe_leaf(first), others, describe_leaf(leaf))
+    return names if len({len(n) for _, n in known}) == 1 else None
+
+
+def same_labels(
+    names: Names | None, owner: str, others: Names | None, other_owner: str
+) -> None:
+    """Raise ValueError if one class has two labels; warn of other names.
+
+    Args:
+        names: The C names in label order, or None.
+        owner: What they are of.
+        others: The names to compare with.
+        other_owner: What these are of.
+    """
+    if names is None or others is None or names == others:
+        return
+    moved = _moved(names, others)
+    if moved:
+        raise fault(
+            'metainfo.classes',
+            others,
+            f'the same label for each class in {owner} and {other_owner}, '
+            f'got there / here: {moved}',
+            'give both the same metainfo.classes, in one order (a COCO file '
+            'or folders that lack a class or have another order shift the '
+            'labels: make them agree)',
+        )
+    _warn_of_renamed(names, owner, others, other_owner)
+
+
+def joined(
+    counts: ClassCounts, names: Sequence[str] | None, owner: str
+) -> ClassCounts:
+    """Counts in the order of these names, if both have names.
+
+    Args:
+        counts: With or without names.
+        names: The C names in label order, or None.
+        owner: What they are of.
+
+    Returns:
+        The counts, re-ordered if their names are the same in another order.
+
+    Raises:
+        ValueError: If names are missing, or one class has two labels.
+    """
+    if counts.names is None or names is None:
+        return counts
+    names = tuple(map(str, names))
+    if counts.names == names:
+        return counts
+    ours, theirs = _plain(counts.names, names)
+    missing = [n for n, p in zip(names, theirs) if p not in ours]
+    further = [n for n, p in zip(counts.names, ours) if p not in theirs]
+    moved = _moved(counts.names, names)
+    if len(ours) != len(theirs) or (
+        moved and (missing or len(set(ours)) < len(ours))
+    ):
+        raise fault(
+            'class_counts',
+            counts.source,
+            f'one count for each of the {len(names)} classes of {owner}; '
+            f'missing: {listed(missing) or "none"}; not among them: '
+            f'{listed(further) or "none"}',
+            'correct the names in either, or count the data anew '
+            "(class_counts='auto', tools/class_statistics.py)",
+        )
+    if moved:
+        order = [ours.index(name) for name in theirs]
+        logger.warning(
+            f'class_counts={counts.source!r} has its names in another order '
+            f'than {owner}: the counts are joined by name (places in the '
+            f'file / in the data: {moved})'
+        )
+        return dataclasses.replace(
+            counts, counts=counts.counts[order], names=names
+        )
+    _warn_of_renamed(counts.names, counts.source, names, owner)
+    return counts
+
+
+def describe_leaf(leaf: Any) -> str:
+    """Class and file of a data set, for messages."""
+    where = getattr(leaf, 'ann_file', '') or getattr(leaf, 'data_root', '')
+    return f'{type(leaf).__name__} ({where})' if where else type(leaf).__name__
+
+
+def label_names(leaf: Any) -> Names | None:
+    """Names of one data set by label, after a look at its annotations."""
+    metainfo = getattr(leaf, 'metainfo', None)
+    said = metainfo.get('classes') if isinstance(metainfo, Mapping) else None
+    if isinstance(said, str):
+        raise fault(
+            'metainfo.classes',
+            said,
+            'a sequence of names, got one string, whose characters would be '
+            'the classes',
+            f'one class needs a comma: ({said!r},); a file of names has to '
+            'exist',
+            describe_leaf(leaf),
+        )
+    said = None if said is None else tuple(map(str, said))
+    found = _names_in_file(leaf)
+    if said is None or found is None or found == said:
+        _warn_of_spelling(leaf, said)
+        return said or found
+    often = Counter(found) - Counter(said)
+    doubled = [name for name in often if name in said]
+    if doubled:
+        raise fault(
+            'ann_file',
+            leaf.ann_file,
+            f'each category name once, got several ids for {listed(doubled)}'
+            f', so that there are {len(found)} labels for {len(said)} classes',
+            'remove the second category of that name from the file (exports '
+            'add a root category without boxes), or rename it',
+            type(leaf).__name__,
+        )
+    missing = [name for name in said if name not in found]
+    if len(found) < len(said):
+        spelt = {name.lower(): name for name in _all_names(leaf)}
+        near = [
+            spelt[close]
+            for name in missing
+            for close in difflib.get_close_matches(name.lower(), spelt, 1)
+        ]
+        raise fault(
+            'metainfo.classes',
+            said,
+            f'names of categories of {leaf.ann_file!r}, which lacks '
+            f'{listed(missing)}: {type(leaf).__name__} would shift the '
+            'labels of all classes after it',
+            'spell it as the file does'
+            + (f' ({listed(near)})' if near else '')
+            + ', or add it to the categories of the file',
+        )
+    if missing or len(found) != len(said):
+        return said  # Labels go by position, as in LVIS.
+    _warn_once(
+        f'{describe_leaf(leaf)}: metainfo.classes has another order than the '
+        'labels, which follow the file or folders (places in metainfo.classes'
+        f' / labels: {_moved(said, found)}). Counts and their names go by the '
+        'labels; where others show names, they will be wrong. Fix: '
+        'metainfo.classes in the order of the labels.'
+    )
+    return found
+
+
+def _names_in_file(leaf: Any) -> Names | None:
+    """Names by label where something else than ``metainfo`` orders them."""
+    folders = getattr(leaf, 'folder_to_idx', None)
+    if folders:
+        hidden = [name for name in folders if name.startswith('.')]
+        if hidden:
+            raise fault(
+                'data_prefix',
+                getattr(leaf, 'img_prefix', ''),
+                f'one folder a class, got {listed(hidden)}, which shifts the '
+                'labels and is a class too many',
+                'delete that folder, or move it away',
+                type(leaf).__name__,
+            )
+        return tuple(sorted(folders, key=folders.get))
+    ids = getattr(leaf, 'cat_ids', None)
+    categories = _categories(leaf) if ids else None
+    if categories is None:
+        return None
+    names = {c['id']: str(c.get('name', c['id'])) for c in categories}
+    return tuple(names[i] for i in ids)
+
+
+def _all_names(leaf: Any) -> list[str]:
+    return [str(c.get('name')) for c in _categories(leaf) or ()]
+
+
+def _categories(leaf: Any) -> list[dict[str, Any]] | None:
+    """The categories of the COCO file of a data set, if it has one."""
+    path = getattr(leaf, 'ann_file', None)
+    if not isinstance(path, str) or not os.path.isfile(path):
+        return None
+    ids = set(leaf.cat_ids)
+    for found in _lists_of_categories(path, os.stat(path).st_mtime_ns):
+        if ids <= {c.get('id') for c in found}:
+            return found
+    return None
+
+
+@functools.lru_cache(maxsize=8)
+def _lists_of_categories(
+    path: str, changed: int
+) -> list[list[dict[str, Any]]]:
+    """Parse these lists alone: the rest of the file may be a gigabyte."""
+    lists = []
+    with open(path, 'rb') as file:
+        text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for match in re.finditer(rb'"categories"\s*:\s*(?=\[)', text):
+            for size in _sizes(len(text) - match.end()):
+                part = text[match.end() : match.end() + size]
+                try:
+                    found, _ = json.JSONDecoder().raw_decode(
+                        part.decode('utf-8', 'ignore')
+                    )
+                except ValueError:
+                    continue  # It is longer.
+                if all(isinstance(c, dict) for c in found):
+                    lists.append(found)
+                break
+    return lists
+
+
+def _sizes(most: int) -> Iterator[int]:
+    size = 2**20
+    while size < most:
+        yield size
+        size *= 8
+    yield most
+
+
+def _warn_of_spelling(leaf: Any, said: Names | None) -> None:
+    """VOC-like files: mmdet drops objects whose name is no class."""
+    is_voc = hasattr(leaf, '_parse_instance_info')
+    if not said or not is_voc or leaf in _read:
+        return
+    _read.add(leaf)
+    used = {
+        name
+        for index in range(len(leaf))
+        for name in _object_names(leaf.get_data_info(index)['xml_path'])
+    }
+    further = sorted(used.difference(said))
+    (plain,) = _plain(said)
+    odd = [
+        f'{name!r} (class {said[plain.index(p)]!r})'
+        for name in further
+        for p in _plain([name])[0]
+        if p in plain
+    ]
+    if odd:
+        more = f' and {len(odd) - 10} more' if len(odd) > 10 else ''
+        _warn_once(
+            f'{describe_leaf(leaf)}: objects are left out whose name is '
+            f'spelt otherwise than in metainfo.classes: '
+            f'{", ".join(odd[:10])}{more}. Fix: one spelling in all files.'
+        )
+
+
+def _object_names(path: str) -> list[str]:
+    if not os.path.isfile(path):
+        return []
+    return [
+        found.findtext('name') or ''
+        for found in ElementTree.parse(path).getroot().iter('object')
+    ]
+
+
+def _plain(*lists: Sequence[str]) -> list[list[str]]:
+    """Names without case and blanks, if they stay different in all lists."""
+    plain = [
+        [re.sub(r'[\s_-]+', ' ', n.strip().casefold()) for n in names]
+        for names in lists
+    ]
+    if all(len(set(p)) == len(set(n)) for p, n in zip(plain, lists)):
+        return plain
+    return [list(names) for names in lists]
+
+
+def _moved(names: Names, others: Names) -> str:
+    """The classes whose labels differ, or nothing."""
+    before, now = _plain(names, others)
+    after = {name: i for i, name in enumerate(now)}
+    moved = [
+        f'{names[i]!r} {i} / {after[name]}'
+        for i, name in enumerate(before)
+        if after.get(name, i) != i
+    ]
+    more = f' and {len(moved) - 10} more' if len(moved) > 10 else ''
+    return ', '.join(moved[:10]) + more
+
+
+def _warn_of_renamed(
+    names: Names, owner: str, others: Names, other_owner: str
+) -> None:
+    odd = [
+        f'{i}: {a!r} and {b!r}'
+        for i, (a, b) in enumerate(zip(names, others))
+        if difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio() < 0.8
+    ]
+    if odd:
+        more = f' and {len(odd) - 10} more' if len(odd) > 10 else ''
+        _warn_once(
+            f'{owner} and {other_owner} give labels different names: '
+            f'{", ".join(odd[:10])}{more}. Labels are taken by position.'
+        )
+
+
+@functools.lru_cache(maxsize=None)
+def _warn_once(text: str) -> None:
+    logger.warning(text)
