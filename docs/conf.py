@@ -95,8 +95,8 @@ def link_guides(app, doctree):
     """
     for link in list(doctree.findall(pending_xref)):
         path = link['reftarget']
-        if path.startswith('../') or path.endswith('.py'):
-            name = re.fullmatch(r'\.\./configs/(.+)/README', path)
+        if path.startswith(('/', '../')) or path.endswith('.py'):
+            name = re.fullmatch(r'.*/configs/(.+)/README', path)
             page = f'guides/{name[1]}' if name else ''
             if page in app.env.found_docs:
                 link['reftarget'] = page
