@@ -230,6 +230,18 @@ def test_links_resolve(page: Path) -> None:
             assert anchor in map(slug, heads), f'{page.name}: {target}'
 
 
+def test_guides_to_own_data_are_pages() -> None:
+    """They lie beside their configs, and are included in the HTML pages."""
+    index = (ROOT / 'docs/index.md').read_text('utf-8')
+    for guide in ROOT.glob('configs/*/own-data/README.md'):
+        name = f'guides/{guide.parent.relative_to(ROOT / "configs")}'
+        page = ROOT / f'docs/{name}.md'
+        included = re.findall(r'{include} (\S+)', page.read_text('utf-8'))
+        assert [(page.parent / path).resolve() for path in included] == [guide]
+        assert f'\n{name}\n' in index
+        assert f'(../{guide.relative_to(ROOT)})' in index
+
+
 def slug(heading: str) -> str:
     """The anchor that GitHub and MyST give a heading."""
     return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
