@@ -6,10 +6,12 @@ from importlib import import_module
 
 from docutils.nodes import SkipNode, math_block
 from docutils.statemachine import StringList
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from matplotlib import get_data_path
 from sphinx.addnodes import pending_xref
 from sphinx.ext.autosummary import Autosummary
+from sphinx.util.logging import getLogger
 
 from lt_losses_mm import __version__
 
@@ -79,7 +81,12 @@ class Exported(Autosummary):
 def formula(translator, node):
     """Write a formula as MathML."""
     is_block = isinstance(node, math_block)
-    markup = tex2mathml(node.astext(), as_block=is_block).replace(
+    try:
+        markup = tex2mathml(node.astext(), as_block=is_block)
+    except MathError as error:
+        getLogger(__name__).warning('%s', error, location=node)
+        raise SkipNode from error
+    markup = markup.replace(
         '<mo>&ApplyFunction;', '<mo rspace="0.15em">&ApplyFunction;'
     )
     if is_block:
