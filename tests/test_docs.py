@@ -288,3 +288,10 @@ def test_docstrings(member: object) -> None:
         assert re.search(rf'^\s*{name}(?: \(.+\))?:', text, re.M), (
             f'argument {name} is not described'
         )
+
+
+@pytest.mark.parametrize('loss', losses.LOSSES)
+def test_losses_name_their_arguments(loss: type) -> None:
+    """So that the reference, `help` and editors show them."""
+    kinds = {p.kind for p in inspect.signature(loss).parameters.values()}
+    assert kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
