@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import sys
 from collections import Counter
 from inspect import signature
@@ -220,3 +221,45 @@ def test_200_epochs_are_trained_as_60_are(accuracy, run):
     assert long.train_cfg.dynamic_intervals == [(steps[0] + 1, 2)]
     parameters = signature(EpochBasedTrainLoop).parameters
     assert set(long.train_cfg) - {'type'} <= set(parameters)
+
+
+def table_rows(*pages):
+    for page in pages:
+        for line in (ROOT / page).read_text('utf-8').splitlines():
+            if line.startswith('| '):
+                yield [cell.strip() for cell in line.split('|')[1:-1]]
+
+
+def test_advice_shows_the_ledger():
+    """What advice was measured with is in the tables, for that loss.
+
+    They are those of the ledger by the test above.
+    """
+    names = {
+        'EQL': 'equalization',
+        'Sigmoid-EQL': 'sigmoid equalization',
+        'Softmax-EQL': 'softmax equalization',
+        'Equalized Focal Loss': 'equalized focal',
+        'Equalized Quality Focal Loss': 'equalized quality focal',
+    }
+    figures = {
+        (task, loss): [value.split(' ')[0] for value in values]
+        for task, loss, _, *values in table_rows(
+            'docs/digits.md', 'docs/cifar100_lt.md'
+        )
+    }
+    known = {
+        (loss, before, after)
+        for (task, loss), values in figures.items()
+        for host in ('cross entropy', 'focal', 'quality focal')
+        for pair in zip(figures.get((task, host), ()), values)
+        for before, after in [pair, ('', pair[1])]
+    }
+    seen = 0
+    for loss, here, *_ in table_rows('docs/which_loss.md'):
+        if here.startswith(('digits', 'CIFAR')):
+            loss = names.get(loss, loss.lower())
+            for pair in re.findall(r'(?:(\d+\.\d) → )?(\d+\.\d)', here):
+                assert (loss, *pair) in known
+                seen += 1
+    assert seen > 20

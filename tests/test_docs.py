@@ -230,6 +230,18 @@ def test_links_resolve(page: Path) -> None:
             assert anchor in map(slug, heads), f'{page.name}: {target}'
 
 
+def test_guides_to_own_data_are_pages() -> None:
+    """They lie beside their configs, and are included in the HTML pages."""
+    index = (ROOT / 'docs/index.md').read_text('utf-8')
+    for guide in ROOT.glob('configs/*/own-data/README.md'):
+        name = f'guides/{guide.parent.relative_to(ROOT / "configs")}'
+        page = ROOT / f'docs/{name}.md'
+        included = re.findall(r'{include} (\S+)', page.read_text('utf-8'))
+        assert [(page.parent / path).resolve() for path in included] == [guide]
+        assert f'\n{name}\n' in index
+        assert f'(../{guide.relative_to(ROOT)})' in index
+
+
 def slug(heading: str) -> str:
     """The anchor that GitHub and MyST give a heading."""
     return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
@@ -276,3 +288,10 @@ def test_docstrings(member: object) -> None:
         assert re.search(rf'^\s*{name}(?: \(.+\))?:', text, re.M), (
             f'argument {name} is not described'
         )
+
+
+@pytest.mark.parametrize('loss', losses.LOSSES)
+def test_losses_name_their_arguments(loss: type) -> None:
+    """So that the reference, `help` and editors show them."""
+    kinds = {p.kind for p in inspect.signature(loss).parameters.values()}
+    assert kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
