@@ -98,16 +98,20 @@ def check_head(
     """
     host, kind = host_of(head), type(head).__name__
     attribute = [part for part in name.split('.') if not part.isdigit()][-1]
-    reasons = [why for key, why in host.refused.items() if is_any(head, {key})]
+    reasons = [
+        f'{kind} {why}'
+        for refused, why in host.refused.items()
+        if is_any(head, {refused})
+    ]
     if any(part.startswith('rpn') for part in name.split('.')):
-        reasons.append(MMDET.refused['RPNHead'])
+        reasons.append(f'{kind} {MMDET.refused["RPNHead"]}')
     if attribute in host.other_losses:
-        reasons = [f'there, it {host.other_losses[attribute]}']
+        reasons.insert(0, f'it {host.other_losses[attribute]}')
     if reasons:
         raise fault(
             'type',
             type(loss).__name__,
-            f"the host's own loss, because {kind} {reasons[0]}",
+            f"the host's own loss, because {reasons[0]}",
             f'leave {attribute} of this head as it was; losses of this '
             'package go where a head tells classes apart',
             name,
