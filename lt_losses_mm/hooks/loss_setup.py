@@ -10,15 +10,16 @@ from mmengine.model import BaseModule
 from mmengine.runner import Runner
 from torch import nn
 
-from ..hosts import HOSTS, host_of, is_any
+from ..hosts import HOSTS, MMDET, host_of, is_any
 from ..losses import LongTailLoss
-from ..messages import fault
+from ..messages import fault, listed
 from ..registry import HOOKS
 from .class_counts import is_training, losses
-from .training_data import balanced_by
+from .training_data import balanced_by, class_names
 
 # A head of somebody's own may name its last layer as any host does.
 _LAST_LAYERS = tuple(host.last_layer for host in HOSTS)
+_CLASS_LOSSES = {host.loss for host in HOSTS}
 
 
 @HOOKS.register_module()
@@ -33,9 +34,9 @@ class LossSetupHook(Hook):
     balances.
     """
 
-    # Directly after ClassCountsHook (VERY_HIGH, 10) has filled the counts,
-    # and before hooks that copy the model.
-    priority = 11
+    # Directly before ClassCountsHook (VERY_HIGH, 10): what a head cannot
+    # serve need not be counted, which may take minutes.
+    priority = 9
 
     def before_run(self, runner: Runner) -> None:
         """Look before the host initialises the model."""
@@ -96,6 +97,56 @@ def check_head(
             numbers of classes.
     """
     host, kind = host_of(head), type(head).__name__
+    attribute = [part for part in name.split('.') if not part.isdigit()][-1]
+    reasons = [
+        f'{kind} {why}'
+        for refused, why in host.refused.items()
+        if is_any(head, {refused})
+    ]
+    if any(part.startswith('rpn') for part in name.split('.')):
+        reasons.append(f'{kind} {MMDET.refused["RPNHead"]}')
+    if attribute in host.other_losses:
+        reasons.insert(0, f'it {host.other_losses[attribute]}')
+    if reasons:
+        raise fault(
+            'type',
+            type(loss).__name__,
+            f"the host's own loss, because {reasons[0]}",
+            f'leave {attribute} of this head as it was; losses of this '
+            'package go where a head tells classes apart',
+            name,
+        )
+    if '.task_heads.' in name and loss.auto_counts:
+        task = name.split('.task_heads.')[1].split('.')[0]
+        raise fault(
+            'class_counts',
+            'auto',
+            f'the counts of task {task!r}, because the training data have '
+            'labels of several tasks',
+            'give class_counts to the loss of each task, as a list or a file',
+            name,
+        )
+    wanted = getattr(head, 'use_sigmoid_cls', loss.use_sigmoid)
+    if attribute == 'loss_cls' and wanted != loss.use_sigmoid:
+        raise fault(
+            'use_sigmoid',
+            wanted,
+            f'{loss.use_sigmoid}, because {kind} reads this key of the loss '
+            'to choose its columns',
+            f'write use_sigmoid={loss.use_sigmoid} beside type',
+            name,
+        )
+    if is_any(
+        head, host.softmax_only if loss.use_sigmoid else host.sigmoid_only
+    ):
+        other = 'softmax' if loss.use_sigmoid else 'sigmoid'
+        raise fault(
+            'type',
+            type(loss).__name__,
+            f'a loss over a {other}, because {kind} reads its logits as such',
+            f'take Balanced{other.capitalize()}Loss or another of its kind',
+            name,
+        )
     if not loss.takes_quality and host.learns_quality(head):
         raise fault(
             'type',
@@ -114,16 +165,6 @@ def check_head(
             f'activated={activated}, because {kind} passes {what}',
             owner=name,
         )
-    for refused, reason in host.refused.items():
-        if is_any(head, {refused}):
-            raise fault(
-                'type',
-                type(loss).__name__,
-                f"the host's own loss in {refused}, because {refused} "
-                f'{reason}',
-                'see docs/head_compatibility.md',
-                name,
-            )
     if loss.takes_quality and is_any(head, host.keeps_quality):
         runner.logger.warning(
             f"{name}: {kind} passes the quality of a box to {host.name}'s "
@@ -136,7 +177,7 @@ def check_head(
             'EqualizationSoftmaxLoss is its form for such heads'
         )
     expected = getattr(head, 'num_classes', None)
-    if expected is None:
+    if expected is None or attribute not in _CLASS_LOSSES:
         return
     known = getattr(loss, 'num_classes', None)
     if known is None:
@@ -149,6 +190,42 @@ def check_head(
             f'num_classes={expected} of {kind}, not {known} classes',
             'give one count for each class of the data set, background left '
             'out',
+            name,
+        )
+    if not loss.class_counts.numel():
+        _check_names(runner, name, expected, kind)
+
+
+def _check_names(runner: Runner, name: str, heads: int, kind: str) -> None:
+    """Compare the classes of a head with the names in the training data.
+
+    Counts that a config states say what the model sees, whatever the names.
+    """
+    for names in class_names(runner):
+        if isinstance(names, str):
+            raise fault(
+                'metainfo.classes',
+                names,
+                'a sequence of names, of which a string is none',
+                f'a comma makes one of it, classes=({names!r},)',
+                'data set of the training',
+            )
+        if len(names) == heads:
+            continue
+        hidden = [one for one in names if str(one).startswith('.')]
+        fix = (
+            f'write num_classes={len(names)} in {kind}, or correct '
+            'metainfo.classes of the data sets; where a transform makes '
+            'other classes of them, give class_counts as a list'
+        )
+        if hidden:
+            fix = f'remove {listed(hidden)}, a hidden folder, from the data'
+        raise fault(
+            'num_classes',
+            heads,
+            f'{len(names)} for {kind}, as the training data have the classes '
+            f'{listed(names)}',
+            fix,
             name,
         )
 
@@ -167,8 +244,10 @@ def set_initial_bias(
         loss: The loss.
         head: The module that it belongs to.
     """
-    bias, host = getattr(loss, 'initial_bias', None), host_of(head)
-    if bias is None or is_any(head, host.own_bias):
+    host = host_of(head)
+    if getattr(loss, 'bias_prior', None) is None or is_any(
+        head, host.own_bias
+    ):
         return
     known = [
         attribute
@@ -176,11 +255,7 @@ def set_initial_bias(
         if getattr(getattr(head, attribute, None), 'bias', None) is not None
     ]
     for attribute in known:
-        _start_at(head, getattr(head, attribute), bias)
-        runner.logger.info(
-            f'{name}: the bias of {attribute} starts at {bias:.2f}, a '
-            f'probability of {loss.initial_probability:g} (bias_prior)'
-        )
+        _start_at(runner, name, loss, head, attribute)
     if not known and not host.has_background:
         runner.logger.warning(
             f'{name}: bias_prior={loss.bias_prior!r} has no effect in '
@@ -190,14 +265,27 @@ def set_initial_bias(
         )
 
 
-def _start_at(owner: nn.Module, classifier: Any, bias: float) -> None:
+def _start_at(
+    runner: Runner, name: str, loss: Any, owner: nn.Module, attribute: str
+) -> None:
     """Set the bias once the host has initialised the head.
 
     Not by ``init_cfg``: layers such as NormedLinear and heads such as DDRHead
-    initialise themselves after it.
+    initialise themselves after it. By then the counts have told every loss
+    its number of classes.
     """
+
+    def start() -> None:
+        bias = loss.initial_bias
+        nn.init.constant_(getattr(owner, attribute).bias, bias)
+        runner.logger.info(
+            f'{name}: the bias of {attribute} starts at {bias:.2f}, a '
+            f'probability of {loss.initial_probability:g} (bias_prior)'
+        )
+
     if not isinstance(owner, BaseModule):
-        nn.init.constant_(classifier.bias, bias)
+        if hasattr(loss, 'num_classes'):
+            start()
         return
 
     def init_weights() -> None:
@@ -205,6 +293,6 @@ def _start_at(owner: nn.Module, classifier: Any, bias: float) -> None:
         fresh = not owner.is_init
         owner.init_weights()
         if fresh:
-            nn.init.constant_(classifier.bias, bias)
+            start()
 
     owner.init_weights = init_weights

@@ -12,6 +12,13 @@ MMPRETRAIN = Host(
     loss='loss_module',
     last_layer='fc',
     has_background=False,
+    refused={
+        'ArcFaceClsHead': 'adds a margin of its own to scaled cosines',
+        'BEiTV1Head': 'predicts tokens of an image',
+        'BEiTV2Head': 'predicts tokens of an image',
+        'ContrastiveHead': 'compares two views of an image',
+        'MoCoV3Head': 'compares two views of an image',
+    },
     classifies=lambda head: isinstance(
         getattr(head, 'loss_module', None), nn.Module
     ),

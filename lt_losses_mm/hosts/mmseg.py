@@ -29,6 +29,11 @@ MMSEG = Host(
     last_layer='conv_seg',
     has_background=False,
     count_unit='pixel',
+    refused={
+        'STDCHead': 'tells boundaries from the rest, and no classes apart',
+        'SideAdapterCLIPHead': 'accepts losses of fixed names alone',
+    },
+    other_losses={'loss_se_decode': 'tells which classes an image has'},
     classifies=_classifies,
     method='encode_decode',
     class_dim=lambda segmentor, logits: (1, logits.size(1)),

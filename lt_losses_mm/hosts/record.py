@@ -34,6 +34,10 @@ class Host:
         has_background: Whether the heads have rows of background.
         count_unit: What is counted where a config names no unit.
         refused: Heads that no loss of ours can serve, and what they do.
+        other_losses: Attributes of heads that hold losses over no classes,
+            and what these do.
+        sigmoid_only: Heads that read their logits as sigmoids.
+        softmax_only: Heads that read their logits as a softmax.
         learns_quality: Whether a head passes (labels, quality), or a map of
             qualities, in place of labels.
         passes_probabilities: Heads that call the loss with probabilities in
@@ -65,6 +69,9 @@ class Host:
     classifies: Callable[[nn.Module], bool]
     count_unit: str = 'image'
     refused: Mapping[str, str] = field(default_factory=dict)
+    other_losses: Mapping[str, str] = field(default_factory=dict)
+    sigmoid_only: AbstractSet[str] = frozenset()
+    softmax_only: AbstractSet[str] = frozenset()
     learns_quality: Callable[[nn.Module], bool] = lambda head: False
     passes_probabilities: AbstractSet[str] = frozenset()
     keeps_quality: AbstractSet[str] = frozenset()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import inspect
 import math
 import re
@@ -12,9 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..messages import fault
+from ..messages import fault, listed
 
 REDUCTIONS = ('none', 'mean', 'sum')
+
+# Keys that no loss has, and what it means that they are here.
+_MISPLACED = {
+    '_delete_': (
+        'MMEngine obeys _delete_ where a dict meets an inherited one, and '
+        'here it meets none, as in a list of heads: remove it'
+    ),
+    'use_mask': (
+        "use_mask is a key of a head's loss_mask, which tells no classes "
+        "apart: leave loss_mask as the host's own"
+    ),
+}
 
 # What the arguments mean that all losses share.
 SHARED = """
@@ -71,6 +85,59 @@ def passed_on(base: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = inspect.signature(base).parameters
     return {name: values[name] for name in names if name in values}
+
+
+def explain_arguments(cls: type) -> None:
+    """Say what a loss's arguments are: in its help, and of unknown ones."""
+    describe_arguments(cls)
+    refuse_unknown(cls)
+
+
+def refuse_unknown(cls: type) -> None:
+    """Make a constructor name all keys that it does not know, and why.
+
+    Its signature stays as it is.
+    """
+    init = cls.__dict__.get('__init__')
+    known = inspect.signature(init).parameters if init is not None else {}
+    if not known or any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        unknown = [key for key in kwargs if key not in known]
+        if unknown:
+            raise TypeError(_unknown(type(self).__name__, unknown, known))
+        init(self, *args, **kwargs)
+
+    setattr(cls, '__init__', checked)  # noqa: B010
+
+
+def _unknown(
+    owner: str, unknown: list[str], known: Mapping[str, inspect.Parameter]
+) -> str:
+    """What to say of keys that a loss does not know."""
+    shared = _entries('Args:' + SHARED)
+    own = [
+        f'{name}={p.default!r}'
+        for name, p in known.items()
+        if name not in shared and name != 'self'
+    ]
+    fixes = [text for key, text in _MISPLACED.items() if key in unknown]
+    for key in unknown[:10]:
+        if key not in _MISPLACED:
+            near = difflib.get_close_matches(key, known, 1)
+            fixes += [f'write {name} for {key}' for name in near]
+    if '_delete_' not in unknown:
+        fixes.append(
+            'add _delete_=True to the dict of the loss, which drops what the '
+            'replaced loss has left'
+        )
+    return (
+        f'{owner}: unknown keys {listed(unknown)}, expected its own '
+        f'({", ".join(own)}) or those of all losses (see help({owner})). '
+        f'Fix: {"; ".join(fixes)}.'
+    )
 
 
 def describe_arguments(cls: type) -> None:
@@ -132,8 +199,9 @@ def shared(
     if use_sigmoid not in (None, loss.use_sigmoid):
         other = 'Sigmoid' if use_sigmoid else 'Softmax'
         fix = (
-            'this loss has its own activation: remove the key, or take a '
-            f'loss of the other kind (such as Balanced{other}Loss)'
+            f'write use_sigmoid={loss.use_sigmoid}, or add _delete_=True, '
+            'which drops what the replaced loss has left; or take a loss of '
+            f'the other kind, such as Balanced{other}Loss'
         )
         raise fault(
             'use_sigmoid', use_sigmoid, f'{loss.use_sigmoid}', fix, owner

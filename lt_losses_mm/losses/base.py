@@ -52,7 +52,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        check.describe_arguments(cls)
+        check.explain_arguments(cls)
 
     def __init__(
         self,
@@ -250,4 +250,4 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         )
 
 
-check.describe_arguments(LongTailLoss)
+check.explain_arguments(LongTailLoss)

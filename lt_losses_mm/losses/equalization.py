@@ -107,34 +107,36 @@ class EqualizationSoftmaxLoss(SoftmaxLoss):
         w_k = 1 - \beta\, T_k (1 - t_k)
 
     with T = 1 for the classes rarer than ``threshold``, and :math:`\beta` 1
-    with probability ``gamma``, drawn anew for each row and class. Tan et al.,
-    "Equalization Loss for Long-Tailed Object Recognition", CVPR 2020 (SEQL).
-    RoI heads get C + 1 logits, the last of which is background and is never
-    left out; rows of background keep all classes. A draw follows from a seed,
-    which each call takes from PyTorch's generator, and from its row and
-    column: it is the same in the backward pass, where activations are
-    recomputed, and in any layout of memory.
+    with probability ``drop_probability``, drawn anew for each row and class.
+    Tan et al., "Equalization Loss for Long-Tailed Object Recognition", CVPR
+    2020 (SEQL). RoI heads get C + 1 logits, the last of which is background
+    and is never left out; rows of background keep all classes. A draw
+    follows from a seed, which each call takes from PyTorch's generator, and
+    from its row and column: it is the same in the backward pass, where
+    activations are recomputed, and in any layout of memory.
 
     Args:
         threshold (float): Count below which a class is rare; or, if below 1,
             its share of ``num_images``.
         num_images (int, optional): Annotated training images, for a
             ``threshold`` that is a share (LVIS v1: 99388).
-        gamma (float): Probability in [0, 1] that a rare class is left out.
+        drop_probability (float): :math:`\gamma` of the paper, in [0, 1]: that
+            of a rare class to be left out.
         count_unit (str, optional): Unit of the counts; that of the paper is
             ``'image'``, in segmentation, too.
 
     Example:
         >>> loss = EqualizationSoftmaxLoss(
-        ...     class_counts=[500, 5], threshold=100, gamma=1.0)
+        ...     class_counts=[500, 5], threshold=100,
+        ...     drop_probability=1.0)
         >>> loss(torch.zeros(2, 2), torch.tensor([0, 1]),
         ...      reduction_override='none')
         tensor([0.0000, 0.6931])
     """
 
     background_policies = ('negatives',)
-    # gamma: rare classes are left out for certain, hence reproducibly.
-    example = dict(threshold=50, gamma=1.0)
+    # Rare classes are left out for certain, hence reproducibly.
+    example = dict(threshold=50, drop_probability=1.0)
     neutral = dict(threshold=1)
 
     def __init__(
@@ -143,7 +145,7 @@ class EqualizationSoftmaxLoss(SoftmaxLoss):
         class_counts: str | Sequence[float] | Tensor | None = None,
         threshold: float = 100,
         num_images: int | None = None,
-        gamma: float = 0.9,
+        drop_probability: float = 0.9,
         count_unit: str | None = 'image',
         background: str | float | None = None,
         loss_weight: float = 1.0,
@@ -159,7 +161,9 @@ class EqualizationSoftmaxLoss(SoftmaxLoss):
         super().__init__(**passed_on(SoftmaxLoss, locals()))
         owner = type(self).__name__
         self.threshold = _rare_below(owner, threshold, num_images)
-        self.gamma = number(owner, 'gamma', gamma, low=0, high=1)
+        self.drop_probability = number(
+            owner, 'drop_probability', drop_probability, low=0, high=1
+        )
 
     def tail(self) -> Tensor:
         """T: whether a class is rare, (C,), bool."""
@@ -170,7 +174,7 @@ class EqualizationSoftmaxLoss(SoftmaxLoss):
         return self.formula(logits.size(1), torch.float32)
 
     def formula(self, columns: int, dtype: torch.dtype) -> Dropped:
-        probability = self.gamma * self.tail().float()
+        probability = self.drop_probability * self.tail().float()
         if columns > self.num_classes:
             probability = torch.cat([probability, probability.new_zeros(1)])
         seed = new_seed(probability.device)

@@ -17,24 +17,17 @@ from .arguments import number, passed_on
 from .sigmoid import SigmoidLoss
 
 
-def _check_gamma(owner: str, gamma: Any) -> float:
-    checked = number(owner, 'gamma', gamma)
+def _focusing(owner: str, key: str, value: Any) -> float:
+    checked = number(owner, key, value)
     if checked < 1:
         raise fault(
-            'gamma',
-            gamma,
+            key,
+            value,
             'a number >= 1',
-            'the derivative of |q - p|^gamma is infinite below it: raise it',
+            f'the derivative of |q - p|^{key} is infinite below it: raise it',
             owner,
         )
     return checked
-
-
-def _factors(self: Any) -> tuple[Tensor, Tensor]:
-    """Focusing factors and weights, each (C,)."""
-    return equalized_focal_factors(
-        self.statistics.ratio, gamma=self.gamma, scale_factor=self.scale_factor
-    )
 
 
 def _saturated(self: Any) -> Tensor:
@@ -105,7 +98,7 @@ class EqualizedFocalLoss(SigmoidLoss):
     ) -> None:
         super().__init__(**passed_on(SigmoidLoss, locals()))
         owner = type(self).__name__
-        self.gamma = _check_gamma(owner, gamma)
+        self.gamma = _focusing(owner, 'gamma', gamma)
         self.scale_factor = number(owner, 'scale_factor', scale_factor, low=0)
         self.alpha = number(owner, 'alpha', alpha)
         if self.alpha > 1:
@@ -119,7 +112,14 @@ class EqualizedFocalLoss(SigmoidLoss):
             getattr(self, 'num_classes', 0), decay, owner
         )
 
-    factors = _factors
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Focusing factors and weights, each (C,)."""
+        return equalized_focal_factors(
+            self.statistics.ratio,
+            gamma=self.gamma,
+            scale_factor=self.scale_factor,
+        )
+
     saturated = _saturated
 
     def formula(self, columns: int, dtype: torch.dtype) -> TwoSided:
@@ -141,7 +141,7 @@ class EqualizedQualityFocalLoss(SigmoidLoss):
     labels, whose quality is 1.
 
     Args:
-        gamma (float): :math:`\gamma_b`, >= 1; that of the plain form.
+        beta (float): :math:`\gamma_b`, >= 1; that of the plain form.
         scale_factor (float): s, >= 0; 0 is the plain Quality Focal Loss.
         activated (bool): Whether the head passes probabilities in place of
             logits, as TOODHead does; the key of mmdet's own losses.
@@ -167,7 +167,7 @@ class EqualizedQualityFocalLoss(SigmoidLoss):
         self,
         num_classes: int | None = None,
         class_counts: str | Sequence[float] | Tensor | None = None,
-        gamma: float = 2.0,
+        beta: float = 2.0,
         scale_factor: float = 8.0,
         activated: bool = False,
         decay: float = 1.0,
@@ -186,14 +186,21 @@ class EqualizedQualityFocalLoss(SigmoidLoss):
     ) -> None:
         super().__init__(**passed_on(SigmoidLoss, locals()))
         owner = type(self).__name__
-        self.gamma = _check_gamma(owner, gamma)
+        self.beta = _focusing(owner, 'beta', beta)
         self.scale_factor = number(owner, 'scale_factor', scale_factor, low=0)
         self.activated = activated
         self.statistics = GradientStatistics(
             getattr(self, 'num_classes', 0), decay, owner
         )
 
-    factors = _factors
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Focusing factors and weights, each (C,)."""
+        return equalized_focal_factors(
+            self.statistics.ratio,
+            gamma=self.beta,
+            scale_factor=self.scale_factor,
+        )
+
     saturated = _saturated
 
     def formula(self, columns: int, dtype: torch.dtype) -> TwoSided:

@@ -36,7 +36,8 @@ class SeesawSoftmaxLoss(SoftmaxLoss):
     Args:
         p (float): Exponent of the mitigation, >= 0; 0 turns it off.
         q (float): Exponent of the compensation, >= 0; 0 turns it off.
-        eps (float): Floor of the label's score, in (0, 1].
+        score_floor (float): :math:`\epsilon`, least score of the label, in
+            (0, 1].
         decay (float): Factor on the statistics at every optimizer step, in
             (0, 1]; 1, the published form, never forgets.
 
@@ -64,7 +65,7 @@ class SeesawSoftmaxLoss(SoftmaxLoss):
         class_counts: str | Sequence[float] | Tensor | None = None,
         p: float = 0.8,
         q: float = 2.0,
-        eps: float = 1e-2,
+        score_floor: float = 1e-2,
         decay: float = 1.0,
         count_unit: str | None = None,
         background: str | float | None = None,
@@ -82,7 +83,9 @@ class SeesawSoftmaxLoss(SoftmaxLoss):
         owner = type(self).__name__
         self.p = number(owner, 'p', p, low=0)
         self.q = number(owner, 'q', q, low=0)
-        self.eps = number(owner, 'eps', eps, above=0, high=1)
+        self.score_floor = number(
+            owner, 'score_floor', score_floor, above=0, high=1
+        )
         self.statistics = LabelCounts(
             getattr(self, 'num_classes', 0), decay, owner
         )
@@ -96,4 +99,4 @@ class SeesawSoftmaxLoss(SoftmaxLoss):
                 torch.cat([column, infinite]),
                 torch.cat([column, -infinite]),
             )
-        return Seesaw(column, label, self.p, self.q, self.eps)
+        return Seesaw(column, label, self.p, self.q, self.score_floor)

@@ -35,9 +35,10 @@ class SigmoidEqualizationLoss(SigmoidLoss):
     ``background='negatives'``.
 
     Args:
-        gamma (float): Steepness of f, > 0.
+        steepness (float): :math:`\gamma`, that of f, > 0.
         mu (float): Ratio at which f is 1/2.
-        alpha (float): Largest additional weight of positives, >= 0.
+        boost (float): :math:`\alpha`, the largest additional weight of
+            positives, >= 0.
         decay (float): Factor on the statistics at every optimizer step, in
             (0, 1]; 1, the published form, never forgets.
 
@@ -63,9 +64,9 @@ class SigmoidEqualizationLoss(SigmoidLoss):
         self,
         num_classes: int | None = None,
         class_counts: str | Sequence[float] | Tensor | None = None,
-        gamma: float = 12.0,
+        steepness: float = 12.0,
         mu: float = 0.8,
-        alpha: float = 4.0,
+        boost: float = 4.0,
         decay: float = 1.0,
         count_unit: str | None = None,
         background: str | float | None = None,
@@ -82,9 +83,9 @@ class SigmoidEqualizationLoss(SigmoidLoss):
     ) -> None:
         super().__init__(**passed_on(SigmoidLoss, locals()))
         owner = type(self).__name__
-        self.gamma = number(owner, 'gamma', gamma, above=0)
+        self.steepness = number(owner, 'steepness', steepness, above=0)
         self.mu = number(owner, 'mu', mu)
-        self.alpha = number(owner, 'alpha', alpha, low=0)
+        self.boost = number(owner, 'boost', boost, low=0)
         self.statistics = GradientStatistics(
             getattr(self, 'num_classes', 0), decay, owner
         )
@@ -93,9 +94,9 @@ class SigmoidEqualizationLoss(SigmoidLoss):
         """Weights q of positives and r of negatives, each (C,)."""
         return sigmoid_equalization_weights(
             self.statistics.ratio,
-            gamma=self.gamma,
+            gamma=self.steepness,
             mu=self.mu,
-            alpha=self.alpha,
+            alpha=self.boost,
         )
 
     def formula(self, columns: int, dtype: torch.dtype) -> TwoSided:
@@ -108,4 +109,4 @@ class SigmoidEqualizationLoss(SigmoidLoss):
     def saturated(self) -> Tensor:
         """Classes whose weights differ from 1 by less than a percent."""
         _, r = self.weights()
-        return (1 - r) * max(1.0, self.alpha) < 0.01
+        return (1 - r) * max(1.0, self.boost) < 0.01

@@ -29,9 +29,9 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
     Args:
         indicator (str): G: gradients of ``'pos'`` (positives), ``'neg'``
             (negatives) or ``'both'`` (their sum).
-        eps (float): Least value of s, > 0. Statistics are sums over rows, so
-            that one misclassified sample of a class is worth up to 1, whether
-            rows are images, RoIs or pixels.
+        floor (float): :math:`\epsilon`, least value of s, > 0. Statistics are
+            sums over rows, so that one misclassified sample of a class is
+            worth up to 1, whether rows are images, RoIs or pixels.
         tau (float): Strength of the correction, >= 0; 0 turns it off.
         decay (float): Factor on the statistics at every optimizer step, in
             (0, 1]; 1, the published form, never forgets.
@@ -59,7 +59,7 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
         num_classes: int | None = None,
         class_counts: str | Sequence[float] | Tensor | None = None,
         indicator: str = 'pos',
-        eps: float = 1e-4,
+        floor: float = 1e-4,
         tau: float = 1.0,
         decay: float = 1.0,
         count_unit: str | None = None,
@@ -81,7 +81,7 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
                 'indicator', indicator, f'one of {_INDICATORS}', owner=owner
             )
         self.indicator = indicator
-        self.eps = number(owner, 'eps', eps, above=0)
+        self.floor = number(owner, 'floor', floor, above=0)
         self.tau = number(owner, 'tau', tau, low=0)
         self.statistics = GradientStatistics(
             getattr(self, 'num_classes', 0), decay, owner
@@ -97,7 +97,7 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
 
     def learned_prior(self) -> Tensor:
         """s, (C,), float64; it is proportional to the prior."""
-        return self._gradients().clamp(min=self.eps)
+        return self._gradients().clamp(min=self.floor)
 
     def formula(self, columns: int, dtype: torch.dtype) -> Shifted:
         shift = self.background.shift(self.learned_prior(), columns)
@@ -105,4 +105,4 @@ class SoftmaxEqualizationLoss(SoftmaxLoss):
 
     def saturated(self) -> Tensor:
         """Classes whose s is the floor."""
-        return self._gradients() <= self.eps
+        return self._gradients() <= self.floor

@@ -30,26 +30,26 @@ class VSLoss(SoftmaxLoss):
     Args:
         tau (float): Strength of the additive correction, >= 0; 0 turns it
             off.
-        gamma (float): Strength of the multiplicative correction, >= 0; 0
-            turns it off.
+        scale_power (float): :math:`\gamma`, strength of the multiplicative
+            correction, >= 0; 0 turns it off.
 
     Example:
         >>> import torch
-        >>> loss = VSLoss(class_counts=[80, 5], tau=0, gamma=0.5)
+        >>> loss = VSLoss(class_counts=[80, 5], tau=0, scale_power=0.5)
         >>> logits = torch.tensor([[2.0, 4.0]])
         >>> loss(logits, torch.tensor([1]))  # of the logits 2 and 1
         tensor(1.3133)
     """
 
     tau: float
-    neutral = dict(tau=0, gamma=0)
+    neutral = dict(tau=0, scale_power=0)
 
     def __init__(
         self,
         num_classes: int | None = None,
         class_counts: str | Sequence[float] | Tensor | None = None,
         tau: float = 1.0,
-        gamma: float = 0.3,
+        scale_power: float = 0.3,
         count_unit: str | None = None,
         background: str | float | None = None,
         loss_weight: float = 1.0,
@@ -65,11 +65,11 @@ class VSLoss(SoftmaxLoss):
         super().__init__(**passed_on(SoftmaxLoss, locals()))
         owner = type(self).__name__
         self.tau = number(owner, 'tau', tau, low=0)
-        self.gamma = number(owner, 'gamma', gamma, low=0)
+        self.scale_power = number(owner, 'scale_power', scale_power, low=0)
 
     def formula(self, columns: int, dtype: torch.dtype) -> Shifted:
         shift = self.tau * self.background.shift(self.class_counts, columns)
         prior = class_prior(self.class_counts)
         scale = torch.ones_like(shift)  # of background, too
-        scale[: self.num_classes] = (prior / prior.max()) ** self.gamma
+        scale[: self.num_classes] = (prior / prior.max()) ** self.scale_power
         return Shifted(shift.to(dtype), scale.to(dtype))

@@ -199,9 +199,11 @@ def test_vit_is_fine_tuned_as_the_host_does_but_for_livt(parse):
 
 # ---------------------------------------------------------------- losses
 PRIOR = dict(tau=1.0, background='keep_odds')  # docs/decisions/0001-background
-EQLV2 = dict(gamma=12.0, mu=0.8, alpha=4.0, background='objectness', decay=1.0)
-SOFTMAX = dict(PRIOR, indicator='pos', eps=1e-4, decay=1.0)
-EFL = dict(gamma=2.0, scale_factor=8.0, decay=1.0)
+EQLV2 = dict(
+    steepness=12.0, mu=0.8, boost=4.0, background='objectness', decay=1.0
+)
+SOFTMAX = dict(PRIOR, indicator='pos', floor=1e-4, decay=1.0)
+EFL = dict(scale_factor=8.0, decay=1.0)
 BIAS = dict(initial_probability=0.001)  # eql.detectron2, eqlv2, BALMS
 ROWS = dict(PRIOR, background='foreground_rows', **BIAS)
 LOSSES = {
@@ -220,7 +222,7 @@ LOSSES = {
     # The threshold is ours: docs/methods/equalization.md. The probability is
     # of jiawei-ren/BalancedMetaSoftmax-Classification: EQV1SoftmaxLoss.py.
     'equalization': dict(threshold=100, use_sigmoid=True, **BIAS),
-    'equalization_softmax': dict(threshold=100, gamma=0.9),
+    'equalization_softmax': dict(threshold=100, drop_probability=0.9),
     # tztztztztz/eqlv2: mmdet/models/losses/eql.py. The images are those with
     # objects: 1 / 1.7624e-5 in eql.detectron2, lvis_v0_5_categories.py.
     'equalization_lvis_v0.5': dict(threshold=1.77e-3 * 56740, **BIAS),
@@ -230,10 +232,10 @@ LOSSES = {
     # ModelTC/United-Perception: up/tasks/cls/models/losses/cls_loss.py
     'softmax_equalization': SOFTMAX,
     # ModelTC/United-Perception: up/tasks/det/plugins/efl/models/losses/
-    'equalized_focal': dict(EFL, alpha=0.25),
-    'equalized_quality_focal': EFL,
+    'equalized_focal': dict(EFL, gamma=2.0, alpha=0.25),
+    'equalized_quality_focal': dict(EFL, beta=2.0),
     # Wang et al., 2021, section 4; mmdet/models/losses/seesaw_loss.py
-    'seesaw': dict(p=0.8, q=2.0, eps=1e-2, background='objectness'),
+    'seesaw': dict(p=0.8, q=2.0, score_floor=1e-2, background='objectness'),
 }
 
 

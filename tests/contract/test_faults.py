@@ -166,7 +166,9 @@ def test_without_background_it_is_the_first_policy(
 def test_use_sigmoid_of_another_loss(loss_type, build):
     loss = build(loss_type)
     build(loss_type, use_sigmoid=loss.use_sigmoid)
-    with pytest.raises(ValueError, match='use_sigmoid=.*remove the key'):
+    with pytest.raises(
+        ValueError, match='use_sigmoid=.*write use_sigmoid=.*_delete_=True'
+    ):
         build(loss_type, use_sigmoid=not loss.use_sigmoid)
 
 

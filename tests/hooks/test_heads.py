@@ -4,7 +4,9 @@ The heads belong to the model, but are not called: what is looked at happens
 before the first batch.
 """
 
+import logging
 import math
+from types import SimpleNamespace as Namespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from lt_losses_mm.hooks.loss_setup import check_head
 from lt_losses_mm.losses import LOSSES as ALL
 from lt_losses_mm.losses import LongTailLoss
 from lt_losses_mm.registry import MODELS
@@ -48,6 +51,17 @@ HEADS = dict(
     RTMDetSepBNHead=('mmdet', 'loss_cls', dict(DENSE, with_objectness=False)),
     TOODHead=('mmdet', 'loss_cls', dict(DENSE, norm_cfg=None)),
     VFNetHead=('mmdet', 'loss_cls', dict(in_channels=8, norm_cfg=None)),
+    PAAHead=('mmdet', 'loss_cls', dict(DENSE, norm_cfg=None)),
+    YOLOFHead=(
+        'mmdet',
+        'loss_cls',
+        dict(in_channels=8, num_cls_convs=1, anchor_generator=ANCHORS),
+    ),
+    FoveaHead=('mmdet', 'loss_cls', dict(in_channels=8)),
+    RPNHead=('mmdet', 'loss_cls', DENSE),
+    FCNMaskHead=('mmdet', 'loss_mask', dict(in_channels=8)),
+    SABLHead=('mmdet', 'loss_cls', {}),
+    ArcFaceClsHead=('mmpretrain', 'loss', dict(in_channels=8)),
     YOLOXHead=('mmdet', 'loss_cls', dict(in_channels=8, feat_channels=8)),
     FreeAnchorRetinaHead=('mmdet', 'loss_cls', DENSE),
     LinearClsHead=('mmpretrain', 'loss', dict(in_channels=8)),
@@ -79,8 +93,10 @@ def build_head(kind, loss, **kwargs):
             loss['class_counts'] = [6, 3, 1]
         if 'anchor_generator' in arguments or kind == 'VFNetHead':
             loss['use_sigmoid'] = cls.use_sigmoid
-    cfg = dict(arguments, type=kind, num_classes=C, **{key: loss}, **kwargs)
-    return host_build(host, cfg)
+    cfg = dict(arguments, type=kind, num_classes=C, **{key: loss})
+    if kind == 'RPNHead':
+        del cfg['num_classes']
+    return host_build(host, dict(cfg, **kwargs))
 
 
 @pytest.fixture
@@ -321,6 +337,8 @@ QUALITY_HEADS = [
     [
         ('YOLOXHead', 'positive anchors alone'),
         ('FreeAnchorRetinaHead', 'never calls loss_cls'),
+        ('PAAHead', 'unreduced terms'),
+        ('RPNHead', 'no classes apart'),
     ],
 )
 def test_heads_that_cannot_serve_a_loss_refuse_it(train, kind, reason):
@@ -411,6 +429,163 @@ def test_vfnet_without_varifocal_loss_takes_labels(train):
     )
     train(head)
     assert head.loss_cls.num_classes == C
+
+
+# ------------------------------------------------------- what no loss serves
+@pytest.mark.parametrize('name', ['BalancedSigmoidLoss', 'EqualizedFocalLoss'])
+def test_a_proposal_network_of_any_kind_is_refused(train, name):
+    two_stage = nn.Module()
+    two_stage.rpn_head = build_head('RetinaHead', name)
+    with pytest.raises(
+        ValueError,
+        match=f"extra.rpn_head.loss_cls: type='{name}', expected the host's "
+        'own loss, .*no classes apart. Fix: leave loss_cls of this head',
+    ):
+        train(two_stage)
+
+
+@pytest.mark.parametrize('name', ['BalancedSigmoidLoss', 'EqualizedFocalLoss'])
+def test_the_loss_of_a_mask_is_refused(train, name):
+    with pytest.raises(
+        ValueError,
+        match='extra.loss_mask: .* because it tells an object from '
+        '.*leave loss_mask of this head as it was',
+    ):
+        train(build_head('FCNMaskHead', dict(type=f'lt_losses_mm.{name}')))
+
+
+def test_a_margin_is_refused(train):
+    with pytest.raises(ValueError, match='ArcFaceClsHead adds a margin'):
+        train(build_head('ArcFaceClsHead', 'BalancedSoftmaxLoss'))
+
+
+def test_several_tasks_need_counts_of_their_own(train):
+    def several(counts):
+        heads = nn.Module()
+        heads.task_heads = nn.ModuleDict(
+            {
+                task: build_head(
+                    'LinearClsHead',
+                    dict(type=f'lt_losses_mm.{loss}', class_counts=counts),
+                )
+                for task, loss in (
+                    ('shape', 'SoftmaxEqualizationLoss'),
+                    ('tint', 'BalancedSoftmaxLoss'),
+                )
+            }
+        )
+        return heads
+
+    with pytest.raises(
+        ValueError,
+        match="extra.task_heads.shape.loss_module: class_counts='auto', .*"
+        "task 'shape', .*class_counts to the loss of each task",
+    ):
+        train(several('auto'))
+    train(several([6, 3, 1]))
+
+
+# ------------------------------------------------------ softmax and sigmoid
+@pytest.mark.parametrize('name', SIGMOID[:2])
+def test_dense_heads_have_to_be_told_of_a_sigmoid(train, name):
+    loss = dict(type=f'lt_losses_mm.{name}', class_counts=[6, 3, 1])
+    with pytest.raises(
+        ValueError,
+        match='extra.loss_cls: use_sigmoid=False, expected True, because '
+        'RetinaHead .*write use_sigmoid=True beside type',
+    ):
+        train(build_head('RetinaHead', loss))
+
+
+@pytest.mark.parametrize('kind', ['FoveaHead', 'YOLOFHead'])
+def test_heads_that_read_sigmoids(train, kind):
+    loss = dict(type='lt_losses_mm.BalancedSoftmaxLoss')
+    with pytest.raises(
+        ValueError, match=f'loss over a sigmoid, because {kind}.*BalancedSigm'
+    ):
+        train(build_head(kind, loss))
+    train(
+        build_head(
+            kind,
+            dict(type='lt_losses_mm.EqualizedFocalLoss', use_sigmoid=True),
+        )
+    )
+
+
+def test_heads_that_read_a_softmax(train):
+    for loss in ('SigmoidEqualizationLoss', 'BalancedSigmoidLoss'):
+        with pytest.raises(
+            ValueError, match='loss over a softmax, because SABLHead.*Balanced'
+        ):
+            train(build_head('SABLHead', loss))
+    train(build_head('SABLHead', 'BalancedSoftmaxLoss'))
+
+
+# ------------------------------------------- classes of the head and the data
+def compare(names, loss='SigmoidEqualizationLoss', kind='LinearClsHead', **kw):
+    """A head for C classes meets data with these names."""
+    head = build_head(kind, dict(type=f'lt_losses_mm.{loss}', **kw))
+    metainfo = names if isinstance(names, list) else dict(classes=names)
+    runner = Namespace(
+        logger=logging.getLogger('test'),
+        _train_loop=Namespace(
+            dataloader=Namespace(dataset=Namespace(metainfo=metainfo))
+        ),
+    )
+    check_head(runner, 'head.loss_module', head.loss_module, head)
+
+
+@pytest.mark.parametrize('loss', ['BalancedSoftmaxLoss', *RUNNING])
+@pytest.mark.parametrize('names', [('a', 'b'), tuple('abcd')])
+def test_head_and_data_have_other_classes(loss, names):
+    with pytest.raises(
+        ValueError,
+        match=rf'head.loss_module: num_classes=3, expected {len(names)} for '
+        r"LinearClsHead, as the training data have the classes 'a', 'b'.*"
+        rf'Fix: write num_classes={len(names)} in LinearClsHead, .*'
+        'give class_counts as a list',
+    ):
+        compare(names, loss)
+    compare(('a', 'b', 'c'), loss)
+    # Transforms may make other classes of them.
+    compare(names, loss, class_counts=[6, 3, 1])
+
+
+def test_a_forgotten_comma():
+    for loss in ('BalancedSoftmaxLoss', 'SigmoidEqualizationLoss'):
+        for name in ('kiln', 'cat'):
+            with pytest.raises(
+                ValueError,
+                match=f"metainfo.classes='{name}', expected a sequence of .*"
+                rf"a comma makes one of it, classes=\('{name}',\)",
+            ):
+                compare(name, loss)
+
+
+def test_a_hidden_folder():
+    with pytest.raises(
+        ValueError, match=r"Fix: remove '\.ipynb_checkpoints', a hidden folder"
+    ):
+        compare(('.ipynb_checkpoints', 'a', 'b', 'c'))
+
+
+def test_many_names_are_cut_short():
+    names = tuple(f'a name that is rather long {i}' for i in range(1203))
+    with pytest.raises(ValueError, match='and 1193 more') as caught:
+        compare(names)
+    assert len(str(caught.value)) < 1000
+
+
+def test_data_sets_with_metainfo_of_their_own():
+    compare(
+        [dict(classes=('a', 'b', 'c')), dict(), dict(classes=tuple('cab'))]
+    )
+    with pytest.raises(ValueError, match='num_classes=3, expected 2 for'):
+        compare([dict(classes=('a', 'b', 'c')), dict(classes=('a', 'b'))])
+
+
+def test_data_without_names_say_nothing():
+    compare(())
 
 
 # --------------------------------------------------------- number of classes

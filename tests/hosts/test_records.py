@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import sys
 
 import pytest
@@ -14,6 +15,8 @@ SETS = (
     'refused',
     'passes_probabilities',
     'keeps_quality',
+    'sigmoid_only',
+    'softmax_only',
     'own_bias',
     'no_logits',
     'even_samplers',
@@ -45,6 +48,22 @@ def test_the_host_has_what_its_record_names(host, name):
     """A class that a host renames would no longer be refused."""
     pytest.importorskip(host)
     assert name in classes_of(host)
+
+
+@pytest.mark.parametrize(
+    'host, name',
+    [(host.name, name) for host in HOSTS for name in host.other_losses],
+)
+def test_a_head_of_the_host_has_such_a_loss(host, name):
+    pytest.importorskip(host)
+    classes_of(host)
+    sources = (
+        inspect.getsource(module)
+        for key, module in list(sys.modules.items())
+        if key.startswith(f'{host}.models.')
+    )
+    built = re.compile(rf'self\.{name}\b.* = MODELS\.build\(')
+    assert any(map(built.search, sources))
 
 
 def test_heads_that_learn_a_quality_are_there():

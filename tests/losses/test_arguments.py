@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 
 import numpy as np
 import pytest
@@ -221,3 +222,43 @@ def test_loss_name():
     for wrong in ('aux', 3, ''):
         with pytest.raises(ValueError, match="loss_name=.*'loss_'"):
             name('BalancedSoftmaxLoss', wrong)
+
+
+# ------------------------------------------------------------- unknown keys
+@pytest.mark.parametrize(
+    ('keys', 'expected'),
+    [
+        (['tua'], "unknown keys 'tua', .*write tau for tua; .*_delete_=True"),
+        (
+            ['label_smooth_val', 'beta', 'loss_wieght'],
+            "unknown keys 'label_smooth_val', 'beta', 'loss_wieght', .*"
+            'write loss_weight for loss_wieght',
+        ),
+        ([f'k{i}' for i in range(40)], "'k9' and 30 more, "),
+        (['use_mask'], 'use_mask is a key of .*leave loss_mask as'),
+        (['_delete_'], r'a list of heads: remove it\.$'),
+    ],
+)
+def test_unknown_keys_are_named_together(keys, expected):
+    with pytest.raises(TypeError, match='^BalancedSoftmaxLoss: ') as caught:
+        BalancedSoftmaxLoss(**dict.fromkeys(keys, 1))
+    assert re.search(expected, str(caught.value))
+    assert 'expected its own (tau=1.0)' in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_loss_of_ones_own_names_its_unknown_keys():
+    class Mine(BalancedSoftmaxLoss):
+        """Mine."""
+
+        def __init__(self, power=1.0, **kwargs):
+            super().__init__(**kwargs)
+
+    assert Mine(power=2.0, tau=0.5).tau == 0.5
+    with pytest.raises(TypeError, match="^Mine: unknown keys 'pow'"):
+        Mine(pow=2.0)
+
+
+def test_too_many_positions_stay_an_error():
+    with pytest.raises(TypeError, match='positional'):
+        BalancedSoftmaxLoss(*range(99))

@@ -207,15 +207,19 @@ def test_eql_without_rare_classes_is_bce(batch):
     close(ours, plain_rows('sigmoid', *batch))
 
 
-@pytest.mark.parametrize('kwargs', [dict(gamma=0), dict(threshold=1)])
+@pytest.mark.parametrize(
+    'kwargs', [dict(drop_probability=0), dict(threshold=1)]
+)
 def test_eql_of_softmax_that_leaves_out_nothing_is_ce(batch, kwargs):
     loss = EqualizationSoftmaxLoss(class_counts=[9, 5, 2, 1], **kwargs)
     ours = loss(*batch, reduction_override='none')
     close(ours, plain_rows('softmax', *batch))
 
 
-def test_eql_of_softmax_leaves_out_a_share_of_gamma():
-    loss = EqualizationSoftmaxLoss(class_counts=[900, 1], gamma=0.75)
+def test_eql_of_softmax_leaves_out_a_share():
+    loss = EqualizationSoftmaxLoss(
+        class_counts=[900, 1], drop_probability=0.75
+    )
     torch.manual_seed(0)
     rows = loss(
         torch.zeros(4000, 2),
@@ -229,10 +233,10 @@ def test_eql_of_softmax_leaves_out_a_share_of_gamma():
     assert rows.item() == pytest.approx(math.log(2))
 
 
-def random_softmax(gamma=0.6, classes=6):
+def random_softmax(drop=0.6, classes=6):
     return EqualizationSoftmaxLoss(
         class_counts=[500, 1] * (classes // 2),
-        gamma=gamma,
+        drop_probability=drop,
         reduction='none',
     )
 
@@ -549,8 +553,8 @@ def test_a_broken_batch_does_not_poison(name, batch, bad):
 
 def test_steepness_of_zero_is_refused():
     """Zero times an infinite ratio is NaN, from the first batch on."""
-    with pytest.raises(ValueError, match='gamma=0'):
-        make('sigmoid', gamma=0)
+    with pytest.raises(ValueError, match='steepness=0'):
+        make('sigmoid', steepness=0)
 
 
 def test_probabilities_are_taken_back_in_their_own_type():

@@ -128,8 +128,8 @@ def binary_parts(row, targets, positive, negative):
 class SigmoidEql:
     """EQLv2: q = 1 + alpha (1 - f(g)), r = f(g); background is plain."""
 
-    def __init__(self, gamma=12.0, mu=0.8, alpha=4.0):
-        self.gamma, self.mu, self.alpha = gamma, mu, alpha
+    def __init__(self, steepness=12.0, mu=0.8, boost=4.0):
+        self.gamma, self.mu, self.alpha = steepness, mu, boost
 
     def parts(self, row, targets, statistics, mask):
         def f(j):
@@ -191,8 +191,8 @@ class Eqfl(Efl):
 class SoftmaxEql:
     """CE(z + tau log s), s = max(G, eps), under each background policy."""
 
-    def __init__(self, indicator='pos', tau=1.0, eps=1e-4, background=None):
-        self.indicator, self.tau, self.eps = indicator, tau, eps
+    def __init__(self, indicator='pos', tau=1.0, floor=1e-4, background=None):
+        self.indicator, self.tau, self.eps = indicator, tau, floor
         self.background = background
 
     def priors(self, columns, statistics):
@@ -433,7 +433,10 @@ def run(loss, method, batches, mask_seed=None):
                 torch.manual_seed(mask_seed + number)
                 seed = torch.randint(2**32, (2,)).tolist()
                 reference['mask'] = [
-                    [uniform(*seed, i, j) < loss.gamma for j in range(C + 1)]
+                    [
+                        uniform(*seed, i, j) < loss.drop_probability
+                        for j in range(C + 1)
+                    ]
                     for i in range(ROWS)
                 ]
                 torch.manual_seed(mask_seed + number)
@@ -464,7 +467,7 @@ def run(loss, method, batches, mask_seed=None):
 @pytest.mark.parametrize('background', ['negatives', 'objectness'])
 @pytest.mark.parametrize(
     'hyper',
-    [dict(), dict(gamma=5.0, mu=0.3, alpha=1.5)],
+    [dict(), dict(steepness=5.0, mu=0.3, boost=1.5)],
     ids=['published', 'others'],
 )
 def test_sigmoid_eql(background, hyper):
@@ -553,11 +556,11 @@ def test_eql():
     run(loss, Eql(TAIL), Batches())
 
 
-@pytest.mark.parametrize('gamma', [0.0, 0.6, 1.0])
+@pytest.mark.parametrize('drop', [0.0, 0.6, 1.0])
 @pytest.mark.parametrize('columns', [C, C + 1])
-def test_eql_of_softmax(gamma, columns):
+def test_eql_of_softmax(drop, columns):
     loss = EqualizationSoftmaxLoss(
-        class_counts=COUNTS, threshold=50, gamma=gamma
+        class_counts=COUNTS, threshold=50, drop_probability=drop
     )
     batches = Batches(
         columns,

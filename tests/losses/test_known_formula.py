@@ -103,7 +103,7 @@ def test_the_formula_follows_every_argument():
     logits, labels = torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])
     loss(logits, labels)
     loss.statistics.commit()
-    for name, changed in (('alpha', 0.5), ('gamma', 3.0), ('mu', 0.1)):
+    for name, changed in (('boost', 0.5), ('steepness', 3.0), ('mu', 0.1)):
         before = loss(logits, labels)
         setattr(loss, name, changed)
         assert not torch.equal(loss(logits, labels), before), name

@@ -232,9 +232,9 @@ def test_all_engines_agree(columns, size):
         ('p', 'high'),
         ('q', -1),
         ('q', float('inf')),
-        ('eps', 0),
-        ('eps', 1.1),
-        ('eps', '1e-2'),
+        ('score_floor', 0),
+        ('score_floor', 1.1),
+        ('score_floor', '1e-2'),
     ],
 )
 def test_arguments_out_of_range(key, value):

@@ -39,7 +39,9 @@ def by_hand(z, y, tau, gamma):
 @pytest.mark.parametrize('tau, gamma', [(1, 0.3), (0, 0.5), (1.5, 0)])
 def test_the_formula(batch, engine, tau, gamma):
     logits, labels = batch
-    loss = VSLoss(class_counts=COUNTS, tau=tau, gamma=gamma, engine=engine)
+    loss = VSLoss(
+        class_counts=COUNTS, tau=tau, scale_power=gamma, engine=engine
+    )
     ours = loss(logits, labels, reduction_override='none')
     expected = [
         by_hand(z, y, tau, gamma)
@@ -63,12 +65,12 @@ def test_gradient(batch, engine):
 
 
 def test_no_scale_is_balanced_softmax(batch):
-    ours = VSLoss(class_counts=COUNTS, gamma=0)(*batch)
+    ours = VSLoss(class_counts=COUNTS, scale_power=0)(*batch)
     torch.testing.assert_close(ours, BalancedSoftmaxLoss(4, COUNTS)(*batch))
 
 
 def test_nothing_is_cross_entropy(batch):
-    ours = VSLoss(class_counts=COUNTS, tau=0, gamma=0)(*batch)
+    ours = VSLoss(class_counts=COUNTS, tau=0, scale_power=0)(*batch)
     torch.testing.assert_close(ours, F.cross_entropy(*batch))
 
 
@@ -87,13 +89,13 @@ def test_background_is_not_scaled():
     assert formula.shift[2] == 0
 
 
-def test_gamma_is_checked():
-    with pytest.raises(ValueError, match='VSLoss: gamma=-1, expected'):
-        VSLoss(class_counts=COUNTS, gamma=-1)
+def test_scale_power_is_checked():
+    with pytest.raises(ValueError, match='VSLoss: scale_power=-1, exp'):
+        VSLoss(class_counts=COUNTS, scale_power=-1)
 
 
 def test_the_fragment_has_the_constants_of_the_authors_code():
     fragment = Config.fromfile(ROOT / 'configs/_base_/losses/vs.py').lt_loss
     assert fragment.pop('_delete_')
     loss = MODELS.build(fragment)
-    assert (loss.tau, loss.gamma, loss.loss_weight) == (1, 0.3, 1)
+    assert (loss.tau, loss.scale_power, loss.loss_weight) == (1, 0.3, 1)

@@ -135,7 +135,7 @@ def test_checkpoint_of_a_training(train, run, figures, tmp_path):
 def test_clamp_is_that_of_the_config(train, run, figures):
     """Softmax-EQL has another clamp than Equalized Focal Loss."""
     loss = dict(
-        type='SoftmaxEqualizationLoss', eps=1e9, class_counts='no_such_file'
+        type='SoftmaxEqualizationLoss', floor=1e9, class_counts='no_such_file'
     )
     path, _ = train(dict(loss, class_counts=None))
     checkpoint = torch.load(path, weights_only=False)
