@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
-from typing import Any
+from typing import Any, Iterable
 
 logger = logging.getLogger('lt_losses_mm')
 
@@ -45,3 +45,19 @@ def fault(
 ) -> ValueError:
     """A ``ValueError`` that says what :func:`describe` does."""
     return ValueError(describe(key, value, expected, fix, owner))
+
+
+def listed(names: Iterable[Any], most: int = 10) -> str:
+    """Names for a message: the first ones, and the number of the others.
+
+    Args:
+        names: Shown as ``repr`` does, each of bounded length.
+        most (int): How many are named.
+
+    Example:
+        >>> listed(['cat', 'dog', 'owl'], 2)
+        "'cat', 'dog' and 1 more"
+    """
+    shown = [reprlib.repr(name) for name in names]
+    more = f' and {len(shown) - most} more' if len(shown) > most else ''
+    return ', '.join(shown[:most]) + more

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Mapping
 
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..hosts import heads
-from ..messages import describe
+from ..messages import describe, fault
 from ..priors import ClassCounts, count_dataset, natural_counts, rebalanced_by
 
 
@@ -54,6 +54,7 @@ def balanced_by(runner: Runner) -> str | None:
 
 def _num_classes(runner: Runner, dataset: Any) -> int | None:
     metainfo = getattr(dataset, 'metainfo', None) or {}
+    check_class_key(metainfo, 'train_dataloader')
     if metainfo.get('classes'):
         return None
     # Lists of files (ImageNet-LT, ...) carry no class names; the heads know.
@@ -61,6 +62,31 @@ def _num_classes(runner: Runner, dataset: Any) -> int | None:
         getattr(head, 'num_classes', None) for head in heads(runner.model)
     }
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def check_class_key(metainfo: Any, owner: str) -> None:
+    """Raise if class names stand under a key that no host reads.
+
+    Args:
+        metainfo: Of a data set.
+        owner (str): Whose data set it is.
+
+    Raises:
+        ValueError: Such as for ``CLASSES``, the key of versions 0.x.
+    """
+    if not isinstance(metainfo, Mapping):
+        return
+    for key, names in metainfo.items():
+        if key != 'classes' and str(key).lower() == 'classes':
+            if metainfo.get('classes') == names:
+                continue
+            raise fault(
+                'metainfo',
+                {key: names},
+                "the class names under the key 'classes'",
+                f"write 'classes' instead of {key!r}, which nothing reads",
+                owner,
+            )
 
 
 def _train_dataloader(runner: Runner) -> DataLoader:
