@@ -82,6 +82,8 @@ def _check_names(metric: BaseMetric, owner: str) -> None:
             "metainfo=dict(classes=('...', '...')) in the data set",
             owner,
         )
+    if isinstance(metric, FrequencyMetric) and meta.get('classes'):
+        metric.check_names()
 
 
 def _check_lvis_fields(metric: BaseMetric, config: Any, owner: str) -> None:

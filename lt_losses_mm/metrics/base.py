@@ -116,6 +116,15 @@ class FrequencyMetric(BaseMetric):
             )
         load_class_counts(self.class_counts, num_classes=num_classes)
 
+    def check_names(self) -> None:
+        """Compare what the metric was given with the names of the data.
+
+        Called before a run, once ``dataset_meta`` has ``classes``.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
+
     @abstractmethod
     def groups(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Class indices of each frequency group.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections import Counter
 from typing import Any, Sequence
 
 import numpy as np
@@ -102,6 +103,10 @@ class FrequencyGroupAP(FrequencyMetric):
         return frequency_groups(
             counts, kind='lvis', thresholds=self.thresholds
         )
+
+    def check_names(self) -> None:
+        """See :meth:`FrequencyMetric.check_names`."""
+        self.category_ids()
 
     def category_ids(self) -> list[int]:
         """The category of each label, by the names of the classes.
@@ -236,20 +241,17 @@ class FrequencyGroupAP(FrequencyMetric):
                 'FrequencyGroupAP',
             )
         seen = {image for image, *_ in results}
-        objects = np.zeros(len(categories))
-        position = {category: i for i, category in enumerate(categories)}
-        for one in self._content['annotations']:
-            if (
-                one['image_id'] in seen
-                and one['category_id'] in position
-                and not one['iscrowd']
-            ):
-                objects[position[one['category_id']]] += 1
+        objects = Counter(
+            one['category_id']
+            for one in self._content['annotations']
+            if one['image_id'] in seen and not one['iscrowd']
+        )
+        number = np.array([float(objects[one]) for one in categories])
         return {
             'all': float(np.nanmean(ap)),
             'AP50': float(np.nanmean(precision[0])),
             **self.group_means(ap),
-            **self.class_values(AP=ap, AP50=precision[0], objects=objects),
+            **self.class_values(AP=ap, AP50=precision[0], objects=number),
         }
 
 

@@ -173,7 +173,7 @@ class FrequencyGroupIoU(FrequencyMetric):
         ]
         return dict(zip(self.group_names, parts))
 
-    def compute_metrics(self, results: list) -> dict[str, float]:
+    def compute_metrics(self, results: list) -> dict[str, Any]:
         """Compute the metrics over all images.
 
         Args:

@@ -223,3 +223,15 @@ def test_lvis_metrics_need_fields_of_lvis(
     runner.val_loop.evaluator.metrics.append(LVISMetric())
     with pytest.raises(ValueError, match=f'LVISMetric of .*{missing}'):
         getattr(runner, run)()
+
+
+def test_our_metrics_compare_names_at_the_start(make_runner):
+    class Picky(PlaneAccuracy):
+        def check_names(self):
+            raise ValueError('other names')
+
+    runner = make_runner()
+    runner.val_loop.evaluator.metrics.append(Picky(class_counts=None))
+    runner.val_loop.evaluator.dataset_meta = dict(classes=('a', 'b', 'c'))
+    with pytest.raises(ValueError, match='other names'):
+        runner.train()
