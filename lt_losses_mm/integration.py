@@ -7,9 +7,10 @@ Three things, each because MMEngine offers no entry point for it:
    may inherit from ``lt_losses_mm::...`` (refused otherwise) and from
    ``mmseg::...`` (whose distribution has another name in the maintained
    fork).
-2. ``Config._get_cfg_path`` gives ``lt_losses_mm::...`` no scope. MMEngine
-   would look up every type of such a base, the hosts' among them, in this
-   package; our own types have its name in front of them.
+2. ``Config._get_cfg_path`` finds ``lt_losses_mm::...`` in a clone as well as
+   in a wheel, and gives it no scope. MMEngine would look up every type of
+   such a base, the hosts' among them, in this package; our own types have
+   its name in front of them.
 3. ``Runner.register_hooks`` adds each hook of ``lt_losses_mm.hooks.ATTACHED``
    to a runner that has none, so that no loss needs a further line in a
    config. See
@@ -18,15 +19,17 @@ Three things, each because MMEngine offers no entry point for it:
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from .messages import logger
+from .messages import fault, logger
 
 
 class _ToMMEngine(logging.Handler):
@@ -43,22 +46,44 @@ def install() -> None:
         logger.setLevel(logging.INFO)
     MODULE2PACKAGE['mmseg'] = 'mmseg'
     MODULE2PACKAGE['lt_losses_mm'] = 'lt_losses_mm'
-    if not hasattr(Config._get_cfg_path, '_knows_host_types'):
+    if not hasattr(Config._get_cfg_path, '_knows_own_configs'):
         Config._get_cfg_path = staticmethod(
-            _with_host_types(Config._get_cfg_path)
+            _with_own_configs(Config._get_cfg_path)
         )
     if not hasattr(Runner.register_hooks, '_adds_hooks'):
         Runner.register_hooks = _with_hooks(Runner.register_hooks)
 
 
-def _with_host_types(get_cfg_path):
+def _with_own_configs(get_cfg_path):
 
     @functools.wraps(get_cfg_path)
     def wrapper(cfg_path, filename):
-        path, scope = get_cfg_path(cfg_path, filename)
-        return path, None if scope == 'lt_losses_mm' else scope
+        package, _, name = cfg_path.partition('::')
+        if package != 'lt_losses_mm':
+            return get_cfg_path(cfg_path, filename)
+        # Of a wheel, or beside the package in a clone.
+        here = Path(__file__).parent
+        wheel, clone = here / '.mim/configs', here.parent / 'configs'
+        configs = wheel if wheel.is_dir() else clone
+        if not (configs / name).is_file():
+            known = [
+                path.relative_to(configs).as_posix()
+                for path in configs.rglob('*.py')
+            ]
+            close = difflib.get_close_matches(name, known, 1)
+            raise fault(
+                '_base_',
+                cfg_path,
+                f'a config below {configs}',
+                f"write 'lt_losses_mm::{close[0]}' if that is the one you mean"
+                if close
+                else 'name it with its folders, as in lt_losses_mm::'
+                '_base_/losses/balanced_softmax.py',
+                str(filename),
+            )
+        return str(configs / name), None
 
-    wrapper._knows_host_types = True
+    wrapper._knows_own_configs = True
     return wrapper
 
 

@@ -215,7 +215,7 @@ def test_names(names):
     } <= set(names['MODELS'])
     assert {
         'ClassCountsHook',
-        'LVISRepairHook',
+        'MetricSetupHook',
         'LossSetupHook',
         'PostHocLogitAdjustmentHook',
         'StatisticsHook',

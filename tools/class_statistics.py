@@ -1,29 +1,35 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
-"""Show how long-tailed a data set is, and write its class counts to a file.
+"""Show how long-tailed a data set is, and what to try first.
 
 Takes the data set of any MMDetection, MMPretrain or MMSegmentation config, as
 training sees it (through its wrappers and its sampler), or any source that
-``class_counts=`` accepts.
+``class_counts=`` accepts. Writes the class counts to a file, if asked to.
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterator, NamedTuple
 
 import numpy as np
 from _launch import load_config
-from mmengine.config import DictAction
+from _own_data import walk
+from mmengine.config import Config, DictAction
 from mmengine.registry import DATA_SAMPLERS, DATASETS, init_default_scope
 from rich.console import Console
 from rich.table import Table
 
+from lt_losses_mm.hosts import HOSTS
 from lt_losses_mm.priors import (
     BENCHMARKS,
     UNITS,
     ClassCounts,
     count_dataset,
+    expected_draws,
     frequency_groups,
+    frequency_thirds,
     load_class_counts,
     natural_counts,
     rebalanced_by,
@@ -32,6 +38,55 @@ from lt_losses_mm.priors import (
 # Okabe and Ito's palette, which the colour-blind can tell apart.
 COLOURS = ('#0072B2', '#E69F00', '#D55E00')
 Groups = Dict[str, np.ndarray]
+LIMITS = dict(
+    shot='> 100, 20 to 100, < 20 images',
+    lvis='> 100, 11 to 100, <= 10 images',
+    thirds='three groups of equal size',
+)
+# Below, the largest class is so few times the smallest one that a correction
+# for frequency is next to none.
+BALANCED, NEARLY = 2, 5
+MEASURED = (
+    'on the embedded digits (40 classes, imbalance factor 100, balanced test '
+    'set, mean of three seeds)'
+)
+# What was measured here, by task and by what the host's loss is.
+FIRST = {
+    ('mmpretrain', 'softmax'): (
+        'BalancedSoftmaxLoss',
+        f'{MEASURED}, accuracy went from 82.2 with cross-entropy to 86.8, '
+        'few-shot from 67.6 to 82.9, many-shot from 94.6 to 90.7.',
+    ),
+    ('mmdet', 'softmax'): (
+        'BalancedSoftmaxLoss',
+        f'{MEASURED}, AP went from 49.2 with cross-entropy to 51.5, rare '
+        'from 36.4 to 40.0, frequent from 55.0 to 56.1. For LVIS-like '
+        'vocabularies Sigmoid-EQL is the published choice; it was not '
+        'trained on LVIS here.',
+    ),
+    ('mmseg', 'softmax'): (
+        'BalancedSoftmaxLoss',
+        f'{MEASURED}, mIoU went from 35.1 with cross-entropy to 53.9, the '
+        'rarest third from 11.4 to 43.0, the most frequent from 44.8 to '
+        '61.5.',
+    ),
+    ('mmdet', 'focal'): (
+        'EqualizedFocalLoss',
+        f'it is published for this. Nothing was gained {MEASURED}: AP 36.2 '
+        'with it and with focal loss.',
+    ),
+    ('mmdet', 'quality'): (
+        'EqualizedQualityFocalLoss',
+        f'it is published for this. {MEASURED[0].upper()}{MEASURED[1:]}, AP '
+        'was 44.6 with it and 44.1 with quality focal loss, which is within '
+        'the spread of the seeds.',
+    ),
+    ('mmpretrain', 'sigmoid'): (
+        'BalancedSigmoidLoss',
+        'it is the form of the correction for one sigmoid a class. It was '
+        'not measured here on multi-label data.',
+    ),
+}
 
 
 def main() -> None:
@@ -52,9 +107,10 @@ def main() -> None:
     )
     parser.add_argument(
         '--groups',
-        choices=['shot', 'lvis'],
-        help='many/medium/few or frequent/common/rare (default: lvis for '
-        'detection)',
+        choices=list(LIMITS),
+        help='many/medium/few or frequent/common/rare by images, or '
+        'head/body/tail by rank (default: lvis for detection, thirds for '
+        'pixels)',
     )
     parser.add_argument(
         '--rows',
@@ -82,35 +138,53 @@ def main() -> None:
     if (args.config is None) == (args.counts is None):
         parser.error('give either a config file or --counts SOURCE')
 
+    advice: list[str] = []
     if args.counts is not None:
         facts: dict[str, Any] = {}
         counts = load_class_counts(args.counts, unit=args.unit)
-        by_image = (
-            load_class_counts(args.counts, unit='image')
-            if args.counts in BENCHMARKS
-            else counts
-        )
-        kind = args.groups or ('lvis' if 'lvis' in args.counts else 'shot')
+        kind = args.groups or _kind_of_source(args.counts, counts.unit)
+        natural = counts
+        if kind != 'thirds' and args.counts in BENCHMARKS:
+            natural = load_class_counts(args.counts, unit='image')
     else:
-        counts, by_image, facts, kind = from_config(parser, args)
+        counts, natural, facts, kind, advice = from_config(parser, args)
     groups = None
-    if by_image.unit != 'pixel':
-        groups = frequency_groups(by_image, kind)
+    if kind == 'thirds':
+        groups = frequency_thirds(natural.counts)
+    elif natural.unit != 'pixel':
+        groups = frequency_groups(natural, kind)
+    if groups is not None:
         sizes = ', '.join(f'{len(g)} {n}' for n, g in groups.items())
-        facts[f'groups (by {by_image.unit} counts)'] = sizes
-    report(counts, groups, facts, args.rows)
+        facts[f'groups (by {natural.unit} counts)'] = sizes
+        facts['group limits'] = LIMITS[kind]
+    title = f'Class counts of {args.config or counts.source}'
+    report(title, counts, groups, facts, args.rows)
+    for line in advice:
+        print(line)
     if args.out is not None:
         counts.save(args.out)
         print(f"Wrote {args.out}: use it as class_counts='{args.out}'")
     if args.plot is not None:
-        plot(counts, groups, args.plot)
+        plot(title, counts, groups, args.plot)
         print(f'Wrote {args.plot}')
+
+
+def _kind_of_source(source: str, unit: str) -> str:
+    """The groups of the task that the counts are from."""
+    if unit == 'pixel':
+        return 'thirds'
+    if source in BENCHMARKS:
+        return 'lvis' if source.startswith('lvis') else 'shot'
+    # Files of COCO's format are of detection, whatever their name is.
+    path = Path(source).expanduser()
+    detection = path.is_file() and b'"categories"' in path.read_bytes()
+    return 'lvis' if detection else 'shot'
 
 
 def from_config(
     parser: argparse.ArgumentParser, args: argparse.Namespace
-) -> tuple[ClassCounts, ClassCounts, dict[str, Any], str]:
-    """Counts as seen, image counts without re-balancing, facts, group kind."""
+) -> tuple[ClassCounts, ClassCounts, dict[str, Any], str, list[str]]:
+    """Counts as seen, those of the groups, facts, kind of groups, advice."""
     cfg = load_config(parser, args)
     loader = cfg.get(f'{args.split}_dataloader')
     if loader is None:
@@ -123,20 +197,165 @@ def from_config(
         sampler = DATA_SAMPLERS.build(
             loader.sampler, default_args=dict(dataset=dataset, seed=0)
         )
-    counts = count_dataset(dataset, sampler=sampler, unit=args.unit)
-    # The groups describe the data, not how they are sampled.
-    by_image = natural_counts(
-        dataset, num_classes=counts.num_classes, unit='image'
+    found = list(heads(cfg))
+    classes = None
+    if not (getattr(dataset, 'metainfo', None) or {}).get('classes'):
+        # Lists of files carry no names; the heads know how many.
+        sizes = {head.num_classes for head in found} - {None}
+        classes = sizes.pop() if len(sizes) == 1 else None
+    counts = count_dataset(
+        dataset,
+        sampler=sampler,
+        unit=args.unit,
+        num_classes=classes,
+        progress=sys.stdout.isatty(),
     )
+    kind = args.groups or (
+        'thirds'
+        if counts.unit == 'pixel'
+        else 'lvis'
+        if scope == 'mmdet'
+        else 'shot'
+    )
+    # The groups describe the data, not how they are sampled.
+    unit = counts.unit if kind == 'thirds' else 'image'
+    balancing = rebalanced_by(dataset, sampler)
+    natural = counts
+    if balancing is not None or unit != counts.unit:
+        natural = natural_counts(
+            dataset, num_classes=counts.num_classes, unit=unit
+        )
     facts = {
+        'data': counts.source,
+        'files': '\n'.join(dict.fromkeys(_files(dataset))),
         'samples an epoch': f'{len(dataset):,}',
-        're-balanced by': rebalanced_by(dataset, sampler) or 'nothing',
+        're-balanced by': balancing or 'nothing',
     }
-    kind = args.groups or ('lvis' if scope == 'mmdet' else 'shot')
-    return counts, by_image, facts, kind
+    advice = [] if args.split != 'train' else advise(cfg, found, counts)
+    return counts, natural, facts, kind, advice
+
+
+def _files(dataset: Any) -> Iterator[str]:
+    """Where the data sets inside all wrappers come from."""
+    for leaf, _ in expected_draws(dataset):
+        prefix = getattr(leaf, 'data_prefix', None) or {}
+        parts = [getattr(leaf, 'ann_file', ''), *dict(prefix).values()]
+        yield next(
+            (str(x) for x in parts if x), str(getattr(leaf, 'data_root', ''))
+        )
+
+
+class Head(NamedTuple):
+    """A head of a config that classifies, by its classification loss."""
+
+    type: str
+    loss: str
+    kind: str  # softmax, sigmoid, focal, quality or ours
+    num_classes: int | None
+
+
+def heads(cfg: Config) -> Iterator[Head]:
+    """The heads of a config, the main one first."""
+    for part in walk(cfg.get('model', {})):
+        for key in ('loss_cls', 'loss', 'loss_decode'):
+            loss = part.get(key)
+            loss = loss[0] if isinstance(loss, list) and loss else loss
+            kind = str(part.get('type')).split('.')[-1]
+            if not isinstance(loss, dict) or 'RPN' in kind:
+                continue
+            name = str(loss.get('type')).split('.')[-1]
+            yield Head(kind, name, _kind(loss, name), part.get('num_classes'))
+
+
+def _kind(loss: dict, name: str) -> str:
+    if str(loss['type']).startswith('lt_losses_mm.'):
+        return 'ours'
+    if 'Quality' in name or 'Varifocal' in name:
+        return 'quality'
+    if 'Focal' in name:
+        return 'focal'
+    sigmoid = loss.get('use_sigmoid') or name in (
+        'AsymmetricLoss',
+        'BCEWithLogitsLoss',
+    )
+    return 'sigmoid' if sigmoid else 'softmax'
+
+
+def advise(cfg: Config, found: list[Head], counts: ClassCounts) -> list[str]:
+    """Lines that say what was found, what to try first, and why."""
+    scope = cfg.get('default_scope')
+    lines = []
+    if not found:
+        return ['Head: none with a classification loss in this config.']
+    head = found[0]
+    lines.append(f'Head: {head.type} with {head.loss} ({head.kind}).')
+    lines.append(f'Test set: {_test_set(cfg, counts)}.')
+    refused = {k: why for h in HOSTS for k, why in h.refused.items()}
+    if head.type in refused:
+        lines.append(
+            f'First try: none of these losses, because {head.type} '
+            f'{refused[head.type]}. Take another head, or another sampling.'
+        )
+    elif counts.imbalance_factor < BALANCED:
+        lines.append(
+            'First try: nothing. The largest class has '
+            f'{counts.imbalance_factor:.3g} times what the smallest has as '
+            'training sees them, so that a correction for frequency would '
+            'change next to nothing.'
+        )
+    elif head.kind == 'ours':
+        lines.append(f'First try: {head.loss}, which the config has already.')
+    elif (scope, head.kind) in FIRST:
+        loss, why = FIRST[scope, head.kind]
+        lines.append(f"First try: type='lt_losses_mm.{loss}'. Why: {why}")
+        if scope == 'mmpretrain':
+            lines.append(
+                'On a test set with the frequencies of training the overall '
+                'accuracy is expected to fall: compare accuracy/class_mean '
+                'and accuracy/few of LongTailAccuracy.'
+            )
+    else:
+        lines.append(
+            f'First try: not known; nothing was measured for {head.loss} '
+            f'({head.kind}) in {scope}. The loss has to be of the kind that '
+            'the head applies at test.'
+        )
+    return lines
+
+
+def _test_set(cfg: Config, counts: ClassCounts) -> str:
+    """Whether the test set, or else the validation set, is balanced."""
+    for split in ('test', 'val'):
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is None:
+            continue
+        try:
+            found = count_dataset(
+                DATASETS.build(loader.dataset),
+                num_classes=counts.num_classes,
+                unit=counts.unit,
+                progress=sys.stdout.isatty(),
+            )
+        except (OSError, ValueError) as error:
+            return f'{split} data not known ({str(error)[:200]})'
+        there = (
+            'balanced'
+            if found.imbalance_factor < BALANCED
+            else 'nearly balanced'
+            if found.imbalance_factor < NEARLY
+            else 'not balanced'
+        )
+        empty = int((found.counts == 0).sum())
+        return (
+            f'{there}, {split}_dataloader has an imbalance factor of '
+            f'{found.imbalance_factor:,.4g} ({found.unit} counts)'
+            + (f' and {empty} classes without a sample' if empty else '')
+        )
+    return 'none in this config'
 
 
 def report(
+    title: str,
     counts: ClassCounts,
     groups: Groups | None,
     facts: dict[str, Any],
@@ -144,9 +363,7 @@ def report(
 ) -> None:
     """Print the summary and the ends of the distribution."""
     console = Console()
-    summary = Table(
-        title=f'Class counts of {counts.source}', show_header=False
-    )
+    summary = Table(title=title, show_header=False)
     empty = int((counts.counts == 0).sum())
     for key, value in {
         'classes': f'{counts.num_classes:,}',
@@ -166,7 +383,12 @@ def report(
     for name, members in (groups or {}).items():
         group_of[members] = name
     order = np.argsort(-counts.counts, kind='stable')
-    ends = Table('rank', 'label', 'class', counts.unit, 'share', 'group')
+    # A linear bar would show the head alone.
+    bars = np.log1p(counts.counts / counts.counts[counts.counts > 0].min())
+    bars *= 20 / bars.max()
+    ends = Table(
+        'rank', 'label', 'class', counts.unit, 'share', 'group', 'log scale'
+    )
     for rank, label in enumerate(order, 1):
         if rows < rank <= counts.num_classes - rows:
             continue
@@ -178,12 +400,15 @@ def report(
             f'{number:,.6g}' if number < 1e6 else f'{number:,.0f}',
             f'{100 * number / counts.counts.sum():.3g} %',
             group_of[label],
+            '#' * round(bars[label]),
             end_section=rank == rows,
         )
     console.print(ends)
 
 
-def plot(counts: ClassCounts, groups: Groups | None, path: str) -> None:
+def plot(
+    title: str, counts: ClassCounts, groups: Groups | None, path: str
+) -> None:
     """Draw the counts over their rank, on a linear and on a log axis."""
     import matplotlib
 
@@ -218,7 +443,7 @@ def plot(counts: ClassCounts, groups: Groups | None, path: str) -> None:
     axes[0].legend(frameon=False, markerscale=7 / size)
     empty = int((~positive).sum())
     figure.suptitle(
-        f'{counts.source}\n{counts.num_classes} classes, imbalance factor '
+        f'{title}\n{counts.num_classes} classes, imbalance factor '
         f'{counts.imbalance_factor:,.6g}, Gini {counts.gini:.3f}'
         + (f', {empty} empty classes not drawn' if empty else ''),
         fontsize=11,

@@ -3,17 +3,17 @@
 
 from .class_counts import ClassCountsHook
 from .loss_setup import LossSetupHook
-from .lvis_repair import LVISRepairHook
+from .metric_setup import MetricSetupHook
 from .post_hoc import PostHocLogitAdjustmentHook
 from .statistics import StatisticsHook
 
 # Those that attach themselves to each runner.
-ATTACHED = (ClassCountsHook, LossSetupHook, LVISRepairHook, StatisticsHook)
+ATTACHED = (ClassCountsHook, LossSetupHook, MetricSetupHook, StatisticsHook)
 
 __all__ = [
     'ClassCountsHook',
-    'LVISRepairHook',
     'LossSetupHook',
+    'MetricSetupHook',
     'PostHocLogitAdjustmentHook',
     'StatisticsHook',
 ]

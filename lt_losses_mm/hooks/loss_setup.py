@@ -15,7 +15,7 @@ from ..losses import LongTailLoss
 from ..messages import fault, listed
 from ..registry import HOOKS
 from .class_counts import is_training, losses
-from .training_data import balanced_by, class_names
+from .training_data import balanced_by, stated_class_names
 
 # A head of somebody's own may name its last layer as any host does.
 _LAST_LAYERS = tuple(host.last_layer for host in HOSTS)
@@ -201,7 +201,7 @@ def _check_names(runner: Runner, name: str, heads: int, kind: str) -> None:
 
     Counts that a config states say what the model sees, whatever the names.
     """
-    for names in class_names(runner):
+    for names in stated_class_names(runner):
         if isinstance(names, str):
             raise fault(
                 'metainfo.classes',

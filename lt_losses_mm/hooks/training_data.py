@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Mapping
 
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..hosts import heads
-from ..messages import describe
+from ..messages import describe, fault
 from ..priors import (
     ClassCounts,
     class_names,
@@ -52,7 +52,7 @@ def counts_of_training_data(
     return natural_counts(loader.dataset, unit=unit, num_classes=num_classes)
 
 
-def class_names(runner: Runner) -> list[Any]:
+def stated_class_names(runner: Runner) -> list[Any]:
     """What the training data call their classes, once for each data set."""
     found = getattr(_train_dataloader(runner).dataset, 'metainfo', None)
     # mmdet's ConcatDataset has a list where its parts differ.
@@ -72,6 +72,7 @@ def names_of_training_data(runner: Runner) -> tuple[str, ...] | None:
 
 
 def _num_classes(runner: Runner, dataset: Any) -> int | None:
+    check_class_key(getattr(dataset, 'metainfo', None), 'train_dataloader')
     if class_names(dataset):
         return None
     # Lists of files (ImageNet-LT, ...) carry no class names; the heads know.
@@ -79,6 +80,31 @@ def _num_classes(runner: Runner, dataset: Any) -> int | None:
         getattr(head, 'num_classes', None) for head in heads(runner.model)
     }
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def check_class_key(metainfo: Any, owner: str) -> None:
+    """Raise if class names stand under a key that no host reads.
+
+    Args:
+        metainfo: Of a data set.
+        owner (str): Whose data set it is.
+
+    Raises:
+        ValueError: Such as for ``CLASSES``, the key of versions 0.x.
+    """
+    if not isinstance(metainfo, Mapping):
+        return
+    for key, names in metainfo.items():
+        if key != 'classes' and str(key).lower() == 'classes':
+            if metainfo.get('classes') == names:
+                continue
+            raise fault(
+                'metainfo',
+                {key: names},
+                "the class names under the key 'classes'",
+                f"write 'classes' instead of {key!r}, which nothing reads",
+                owner,
+            )
 
 
 def _train_dataloader(runner: Runner) -> DataLoader:

@@ -23,15 +23,22 @@ class FrequencyMetric(BaseMetric):
             ``None``: no groups.
         count_unit: What is counted: ``'image'``, ``'instance'`` or
             ``'pixel'``. ``None`` takes the counts as they come.
+        per_class: Whether to log a table of the classes and to report the
+            list of their values as ``per_class``.
         collect_device: Where results of several ranks meet, ``'cpu'`` or
             ``'gpu'``.
         prefix: Prefix of the metric names.
     """
 
+    # Names of the numbers over all classes, and of the groups.
+    overall: tuple[str, ...] = ()
+    group_names: tuple[str, ...] = ()
+
     def __init__(
         self,
         class_counts: Any = 'auto',
         count_unit: str | None = None,
+        per_class: bool = False,
         collect_device: str = 'cpu',
         prefix: str | None = None,
     ) -> None:
@@ -39,6 +46,8 @@ class FrequencyMetric(BaseMetric):
         self.count_unit = count_unit
         # Whoever knows the evaluated data has done it, and better.
         self.names_are_compared = False
+        self.per_class = per_class
+        self.members: dict[str, np.ndarray] = {}
         self.class_counts: ClassCounts | str | None = None
         if isinstance(class_counts, str) and class_counts == 'auto':
             self.class_counts = 'auto'
@@ -57,16 +66,26 @@ class FrequencyMetric(BaseMetric):
                 ``count_unit``, or do not suit the options of the groups.
         """
         class_counts = load_class_counts(class_counts, unit=self.count_unit)
-        self._groups = self.groups(class_counts.counts)
+        self.members = self.groups(class_counts.counts)
         if isinstance(self.class_counts, str):
-            sizes = ', '.join(
-                f'{name} {len(group)}' for name, group in self._groups.items()
-            )
             logger.info(
-                f'{type(self).__name__}: {sizes} classes ({class_counts.unit} '
-                f'counts, {class_counts.source})'
+                f'{type(self).__name__}: {self.sizes()} classes '
+                f'({class_counts.unit} counts, {class_counts.source})'
             )
         self.class_counts = class_counts
+
+    def sizes(self) -> str:
+        """How many classes each group has, for messages."""
+        return ', '.join(f'{n} {len(g)}' for n, g in self.members.items())
+
+    def keys(self) -> list[str]:
+        """The keys of the numbers that can be reported, with prefix.
+
+        A group without a class is left out. Which classes the evaluated data
+        hold is not known here.
+        """
+        filled = [name for name, group in self.members.items() if len(group)]
+        return [f'{self.prefix}/{name}' for name in (*self.overall, *filled)]
 
     def check_class_counts(self, num_classes: int) -> None:
         """Raise unless the counts asked for are here and fit.
@@ -90,8 +109,9 @@ class FrequencyMetric(BaseMetric):
                     'class_counts',
                     'auto',
                     'counts before the evaluation, but it was not filled',
-                    'run through tools/train.py or tools/test.py (or import '
-                    'lt_losses_mm before the Runner is built), give '
+                    'import lt_losses_mm before the Runner is built (`mim '
+                    'train mm-lt-losses` does, and custom_imports = dict('
+                    "imports=['lt_losses_mm']) in the config), give "
                     'class_counts= a list, a file or a benchmark name, or '
                     'class_counts=None for no groups',
                     type(self).__name__,
@@ -104,6 +124,15 @@ class FrequencyMetric(BaseMetric):
                 self.set_class_counts(counts)
             self.names_are_compared = True
         load_class_counts(self.class_counts, num_classes=num_classes)
+
+    def check_names(self) -> None:
+        """Compare what the metric was given with the names of the data.
+
+        Called before a run, once ``dataset_meta`` has ``classes``.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
 
     @abstractmethod
     def groups(self, counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -129,10 +158,56 @@ class FrequencyMetric(BaseMetric):
             average is left out: a ``nan`` never compares as better, so that
             ``save_best`` would save nothing, without a word.
         """
-        if self.class_counts is None:
-            return {}
         return {
             name: float(np.nanmean(values[group]))
-            for name, group in self._groups.items()
+            for name, group in self.members.items()
             if not np.isnan(values[group]).all()
         }
+
+    def class_values(self, **columns: np.ndarray) -> dict[str, list[float]]:
+        """With ``per_class``, log a row for each class, and report a list.
+
+        Args:
+            columns: Name -> one value a class, shape (C,), ``nan`` for none;
+                the first is what is reported.
+
+        Returns:
+            dict: ``per_class`` -> the first column; empty without
+            ``per_class``.
+        """
+        if not self.per_class:
+            return {}
+        first = next(iter(columns.values()))
+        head = ['label', 'class']
+        names = (self.dataset_meta or {}).get('classes')
+        cells = [list(map(str, range(len(first))))]
+        counts = self.class_counts
+        if isinstance(counts, ClassCounts):
+            names = names or counts.names
+            head += [f'training ({counts.unit})', 'share in %', 'group']
+            share = 100 * counts.counts / counts.counts.sum()
+            group = np.full(len(first), '-', dtype=object)
+            for name, members in self.members.items():
+                group[members] = name
+            cells += [_numbers(counts.counts), _numbers(share, 3), list(group)]
+        cells.insert(1, [str(name) for name in names or cells[0]])
+        cells += [_numbers(column) for column in columns.values()]
+        rows = [(*head, *columns), *zip(*cells)]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        table = '\n'.join(
+            '  '.join(map(str.rjust, row, widths)) for row in rows
+        )
+        logger.info(f'{type(self).__name__}, each class:\n{table}')
+        return dict(per_class=first.tolist())
+
+
+def _numbers(values: np.ndarray, digits: int = 4) -> list[str]:
+    """``-`` for ``nan``; large numbers with all their digits."""
+    return [
+        '-'
+        if np.isnan(value)
+        else f'{value:.{digits}g}'
+        if value < 1000
+        else f'{value:.0f}'
+        for value in values.tolist()
+    ]

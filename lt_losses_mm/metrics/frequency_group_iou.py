@@ -25,7 +25,9 @@ class FrequencyGroupIoU(FrequencyMetric):
 
     - ``iou/mIoU``, ``iou/mAcc``, ``iou/aAcc``: as in ``IoUMetric``;
     - ``iou/head``, ``iou/body``, ``iou/tail``: mean IoU over the classes of
-      a frequency group.
+      a frequency group;
+    - ``iou/per_class``: a list of C IoUs, ``nan`` for a class that appears
+      nowhere (only with ``per_class=True``).
 
     Without ``thresholds``, the classes are ordered by training frequency
     (equal counts: by label) and cut into three groups of equal size, the
@@ -46,6 +48,8 @@ class FrequencyGroupIoU(FrequencyMetric):
         background: Index of a background class that belongs to no group. It
             stays in mIoU, mAcc and aAcc.
         ignore_index: Label of the pixels that are not evaluated.
+        per_class: Whether to report the IoU of each class, and to log a
+            table with its name and frequency.
         collect_device: Where results of several ranks meet, ``'cpu'`` or
             ``'gpu'``.
         prefix: Prefix of the metric names instead of ``'iou'``.
@@ -68,6 +72,8 @@ class FrequencyGroupIoU(FrequencyMetric):
     """
 
     default_prefix = 'iou'
+    overall = ('mIoU', 'mAcc', 'aAcc')
+    group_names = ('head', 'body', 'tail')
 
     def __init__(
         self,
@@ -76,6 +82,7 @@ class FrequencyGroupIoU(FrequencyMetric):
         thresholds: tuple[float, float] | None = None,
         background: int | None = None,
         ignore_index: int = 255,
+        per_class: bool = False,
         collect_device: str = 'cpu',
         prefix: str | None = None,
     ) -> None:
@@ -85,6 +92,7 @@ class FrequencyGroupIoU(FrequencyMetric):
         super().__init__(
             class_counts=class_counts,
             count_unit=count_unit,
+            per_class=per_class,
             collect_device=collect_device,
             prefix=prefix,
         )
@@ -163,9 +171,9 @@ class FrequencyGroupIoU(FrequencyMetric):
             shot[name][shot[name] != self.background]
             for name in ('many', 'medium', 'few')
         ]
-        return dict(zip(('head', 'body', 'tail'), parts))
+        return dict(zip(self.group_names, parts))
 
-    def compute_metrics(self, results: list) -> dict[str, float]:
+    def compute_metrics(self, results: list) -> dict[str, Any]:
         """Compute the metrics over all images.
 
         Args:
@@ -185,4 +193,5 @@ class FrequencyGroupIoU(FrequencyMetric):
             'mAcc': float(np.nanmean(accuracy)),
             'aAcc': float(intersection.sum() / labelled.sum() * 100),
             **self.group_means(iou),
+            **self.class_values(IoU=iou, accuracy=accuracy, pixels=labelled),
         }

@@ -78,7 +78,8 @@ class LongTailAccuracy(FrequencyMetric):
             images is many-shot, with fewer than ``low`` few-shot.
         ece_bins: Number of bins of the calibration error. ``None`` leaves it
             out, for scores that are not probabilities.
-        per_class: Whether to report the accuracy of each class.
+        per_class: Whether to report the accuracy of each class, and to log
+            a table with its name and frequency.
         collect_device: Where results of several ranks meet, ``'cpu'`` or
             ``'gpu'``.
         prefix: Prefix of the metric names instead of ``'accuracy'``.
@@ -102,6 +103,7 @@ class LongTailAccuracy(FrequencyMetric):
     """
 
     default_prefix = 'accuracy'
+    group_names = ('many', 'medium', 'few')
 
     def __init__(
         self,
@@ -124,10 +126,11 @@ class LongTailAccuracy(FrequencyMetric):
             )
         self.thresholds = thresholds
         self.ece_bins = ece_bins
-        self.per_class = per_class
+        self.overall = ('all', 'class_mean', *(('ece',) if ece_bins else ()))
         super().__init__(
             class_counts=class_counts,
             count_unit='image',
+            per_class=per_class,
             collect_device=collect_device,
             prefix=prefix,
         )
@@ -215,6 +218,7 @@ class LongTailAccuracy(FrequencyMetric):
             metrics['ece'] = 100 * expected_calibration_error(
                 confidence, correct, self.ece_bins
             )
-        if self.per_class:
-            metrics['per_class'] = accuracy.tolist()
-        return metrics
+        return {
+            **metrics,
+            **self.class_values(accuracy=accuracy, samples=total),
+        }

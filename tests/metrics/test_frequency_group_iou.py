@@ -285,3 +285,19 @@ def test_counts_of_another_unit_are_refused():
         metric.set_class_counts(
             ClassCounts(np.array([5.0, 3.0]), 'pixel', None, 'masks')
         )
+
+
+def test_table_of_classes(caplog):
+    metric = build(3, class_counts=[1000, 10, 0], per_class=True)
+    metric.dataset_meta = dict(classes=('sky', 'road', 'pole'))
+    metric.process({}, [sample([[0, 0, 1, 255]], [[0, 1, 1, 1]])])
+    with caplog.at_level('INFO'):
+        result = metric.evaluate(1)
+    assert result['iou/per_class'][:2] == pytest.approx([50, 50])
+    assert np.isnan(result['iou/per_class'][2])
+    table = caplog.records[-1].getMessage().splitlines()
+    assert [row.split() for row in table[2:]] == [
+        '0 sky 1000 99 head 50 50 2'.split(),
+        '1 road 10 0.99 body 50 100 1'.split(),
+        '2 pole 0 0 tail - - 0'.split(),
+    ]

@@ -290,3 +290,21 @@ def test_pixel_counts_are_refused():
         metric.set_class_counts(
             ClassCounts(np.array([300.0, 3.0]), 'pixel', None, 'masks')
         )
+
+
+@pytest.mark.parametrize('named', [True, False])
+def test_table_of_classes(caplog, named):
+    """Names of the data set, else of the counts, else labels."""
+    counts = ClassCounts(
+        np.array([500.0, 5.0]), names=('cat', 'dog') if named else None
+    )
+    metric = LongTailAccuracy(class_counts=counts, per_class=True)
+    metric.process({}, samples([0, 0, 1], one_hot([0, 1, 1], 2)))
+    with caplog.at_level('INFO'):
+        metric.evaluate(3)
+    table = caplog.records[-1].getMessage().splitlines()
+    first, second = ('cat', 'dog') if named else ('0', '1')
+    assert [row.split() for row in table[2:]] == [
+        ['0', first, *'500 99 many 50 2'.split()],
+        ['1', second, *'5 0.99 few 100 1'.split()],
+    ]

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +19,7 @@ TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 @pytest.fixture
 def run(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(TOOLS))
-    monkeypatch.setenv('COLUMNS', '120')
+    monkeypatch.setenv('COLUMNS', '250')
     tool = importlib.import_module('class_statistics')
 
     def call(*arguments):
@@ -79,11 +81,31 @@ def test_source(run, tmp_path):
     assert (tmp_path / 'plot.png').stat().st_size > 10_000
 
 
-def test_pixels_are_grouped_by_images(run, tmp_path):
+def test_pixels_are_grouped_by_rank(run, tmp_path):
+    """Twenty pixels are nothing, and every class is in many images."""
     out = run('--counts', 'ade20k', '--out', tmp_path / 'pixels.json')
-    assert 'groups (by image counts) │ 131 many, 19 medium, 0 few' in out
-    # That file has pixels alone, and the groups are defined for images.
-    assert 'groups' not in run('--counts', tmp_path / 'pixels.json')
+    assert 'groups (by pixel counts) │ 50 head, 50 body, 50 tail' in out
+    again = run('--counts', tmp_path / 'pixels.json')
+    assert 'groups (by pixel counts) │ 50 head, 50 body, 50 tail' in again
+    shot = run('--counts', 'ade20k', '--groups', 'shot')
+    assert 'groups (by image counts) │ 131 many, 19 medium, 0 few' in shot
+
+
+@pytest.mark.parametrize('name', ['lvis_mine.json', 'mine.json'])
+def test_the_name_of_a_file_decides_nothing(run, tmp_path, name):
+    path = tmp_path / name
+    path.write_text('[500, 50, 15]')
+    assert '1 many, 1 medium, 1 few' in run('--counts', path)
+    content = dict(
+        images=[dict(id=i) for i in range(15)],
+        categories=[dict(id=1, name='cat'), dict(id=2, name='dog')],
+        annotations=[
+            dict(image_id=i, category_id=1 + (i > 10), bbox=[0, 0, 9, 9])
+            for i in range(15)
+        ],
+    )
+    path.write_text(json.dumps(content))
+    assert '0 frequent, 1 common, 1 rare' in run('--counts', path)
 
 
 def test_config(run, config, tmp_path):
@@ -97,6 +119,9 @@ def test_config(run, config, tmp_path):
         'ClassBalancedDataset(oversample_thr=0.9)',
         'samples an epoch │ 186',
         'imbalance factor │ 6.85714',
+        f'Class counts of {config}',
+        str(tmp_path / 'train.txt'),
+        'Head: none with a classification loss',
         # The groups are those of the data before balancing.
         '1 many, 0 medium, 2 few',
     ):
@@ -131,3 +156,154 @@ def test_split_that_the_config_has_not(run, config, capsys):
     with pytest.raises(SystemExit):
         run(config, '--split', 'val')
     assert 'no val_dataloader' in capsys.readouterr().err
+
+
+MODEL = """
+model = dict(head=dict(type='LinearClsHead', num_classes=3, loss=dict({loss})))
+test_dataloader = dict(dataset=dict(
+    type='CustomDataset', data_root={root!r}, ann_file='{test}',
+    pipeline=[], metainfo=dict(classes=['cat', 'dog', 'owl'])))
+"""
+
+
+@pytest.fixture
+def advice(run, config, tmp_path):
+    (tmp_path / 'even.txt').write_text('a.jpg 0\nb.jpg 1\nc.jpg 2\n')
+    (tmp_path / 'part.txt').write_text('a.jpg 0\n' * 9 + 'c.jpg 2\n')
+    text = config.read_text()
+
+    def call(
+        loss="type='CrossEntropyLoss'", test='even.txt', *, other='', old=''
+    ):
+        model = MODEL.format(loss=loss, root=str(tmp_path), test=test)
+        config.write_text((text + model).replace(old or ' ', other or ' '))
+        out = run(config, '--cfg-options', UNBALANCED)
+        return out[out.index('Head:') :]
+
+    return call
+
+
+UNBALANCED = 'train_dataloader.dataset.oversample_thr=0.001'
+
+
+def test_advice_for_a_classifier(advice):
+    out = advice()
+    for words in (
+        'Head: LinearClsHead with CrossEntropyLoss (softmax).',
+        'Test set: balanced, test_dataloader has an imbalance factor of 1 ',
+        "First try: type='lt_losses_mm.BalancedSoftmaxLoss'. Why: on the ",
+        'accuracy/class_mean',
+    ):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    'loss, words',
+    [
+        ("type='CrossEntropyLoss', use_sigmoid=True", 'BalancedSigmoidLoss'),
+        ("type='mmpretrain.AsymmetricLoss'", 'BalancedSigmoidLoss'),
+        (
+            "type='FocalLoss'",
+            'not known; nothing was measured for FocalLoss (focal)',
+        ),
+        (
+            "type='lt_losses_mm.SeesawSoftmaxLoss'",
+            'SeesawSoftmaxLoss, which the config has already',
+        ),
+    ],
+)
+def test_advice_follows_the_loss_of_the_host(advice, loss, words):
+    assert f'First try: {words}' in advice(loss).replace(
+        "type='lt_losses_mm.", ''
+    )
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (
+            dict(test='part.txt'),
+            'not balanced, test_dataloader has an imbalance factor of 9 '
+            '(image counts) and 1 classes without a sample',
+        ),
+        (dict(test='lost.txt'), 'test data not known ('),
+        (dict(old='test_dataloader', other='x'), 'Test set: none in this'),
+        (dict(old='LinearClsHead', other='YOLOXHead'), 'none of these losses'),
+    ],
+)
+def test_advice_says_what_is_odd(advice, options, words):
+    assert words in advice(**options)
+
+
+def test_nothing_to_correct(run, config, tmp_path):
+    (tmp_path / 'train.txt').write_text('a.jpg 0\nb.jpg 1\nc.jpg 2\n')
+    model = MODEL.format(
+        loss="type='CrossEntropyLoss'", root=str(tmp_path), test='train.txt'
+    )
+    config.write_text(config.read_text() + model)
+    assert 'First try: nothing. The largest class has 1 times' in run(config)
+
+
+def test_numbers_of_the_advice_are_those_of_the_page(run):
+    """Each is in a row of the table that is written from the ledger."""
+    tool = importlib.import_module('class_statistics')
+    page = (TOOLS.parent / 'docs/digits.md').read_text()
+    for (task, _), (_, why) in tool.FIRST.items():
+        for number in re.findall(r'\d+\.\d', why):
+            assert f'| {number} ± ' in page, (task, number)
+
+
+def test_heads_of_each_host():
+    tool = importlib.import_module('class_statistics')
+    found = tool.heads(
+        dict(
+            model=dict(
+                rpn_head=dict(type='RPNHead', loss_cls=dict(type='X')),
+                roi_head=dict(
+                    bbox_head=[
+                        dict(
+                            type='Shared2FCBBoxHead',
+                            num_classes=5,
+                            loss_cls=dict(type='CrossEntropyLoss'),
+                        )
+                    ]
+                ),
+                decode_head=dict(
+                    type='FCNHead',
+                    num_classes=4,
+                    loss_decode=[dict(type='CrossEntropyLoss', loss_weight=2)],
+                ),
+                bbox_head=dict(
+                    type='GFLHead',
+                    loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True),
+                ),
+            )
+        )
+    )
+    assert [tuple(head) for head in found] == [
+        ('Shared2FCBBoxHead', 'CrossEntropyLoss', 'softmax', 5),
+        ('FCNHead', 'CrossEntropyLoss', 'softmax', 4),
+        ('GFLHead', 'QualityFocalLoss', 'quality', None),
+    ]
+
+
+@pytest.mark.parametrize('kind', ['CustomDataset', 'ImageListDataset'])
+def test_lists_without_names_take_the_number_of_the_heads(
+    run, config, tmp_path, kind
+):
+    text = config.read_text() + MODEL.format(
+        loss="type='CrossEntropyLoss'", root=str(tmp_path), test='train.txt'
+    ).replace('num_classes=3', 'num_classes=4')
+    text = text.replace(
+        ",\n            metainfo=dict(classes=['cat', 'dog', 'owl'])", ''
+    )
+    text = text.replace(", metainfo=dict(classes=['cat', 'dog', 'owl'])", '')
+    if kind == 'ImageListDataset':
+        text = text.replace(
+            "'CustomDataset'", "'lt_losses_mm.ImageListDataset'"
+        )
+        (tmp_path / 'train.txt').write_text('a.jpg 0\na.jpg 1\nb.jpg 1\n')
+        (tmp_path / 'a.jpg').touch()
+    config.write_text(text)
+    out = run(config, '--cfg-options', UNBALANCED)
+    assert 'classes │ 4' in out and 'without samples │' in out

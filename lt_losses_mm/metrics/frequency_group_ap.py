@@ -1,0 +1,312 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Average precision of detection on any COCO file, by class frequency."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections import Counter
+from typing import Any, Sequence
+
+import numpy as np
+from mmengine.fileio import get
+
+from ..messages import fault, listed
+from ..priors import frequency_groups, frequency_thirds
+from ..registry import METRICS
+from .base import FrequencyMetric
+
+
+@METRICS.register_module()
+class FrequencyGroupAP(FrequencyMetric):
+    """COCO's AP, overall and over frequent, common and rare classes.
+
+    Works on the data samples of MMDetection and evaluates with pycocotools,
+    as its ``CocoMetric`` does: IoU of 0.5 to 0.95, all areas, at most 100
+    detections an image. The annotation file needs none of LVIS's fields: the
+    groups come from the training data. All values are percentages, not
+    rounded, under these names:
+
+    - ``ap/all``, ``ap/AP50``: ``bbox_mAP`` and ``bbox_mAP_50`` of
+      ``CocoMetric`` (or those of ``segm``), as percentages;
+    - ``ap/frequent``, ``ap/common``, ``ap/rare``: mean of the per-class APs
+      over the classes with more than 100, 11 to 100, and at most 10
+      *training* images, the groups of Gupta et al., "LVIS: A Dataset for
+      Large Vocabulary Instance Segmentation", CVPR 2019, section 3;
+    - ``ap/per_class``: a list of C APs, ``nan`` for a class without an
+      object (only with ``per_class=True``).
+
+    Classes without an object in the evaluated images count in no mean, and a
+    group without any class to average has no key.
+
+    Args:
+        ann_file: COCO file of the evaluated data.
+        metric: ``'bbox'`` or ``'segm'``.
+        class_counts: Number of training images of each class: a list, a
+            file, the name of a benchmark, or ``'auto'`` for the counts of
+            the training data set. ``None``: no groups.
+        thresholds: ``(low, high)``: a class in more than ``high`` training
+            images is frequent, in fewer than ``low`` rare. ``None``: three
+            groups of equal size, as in :class:`FrequencyGroupIoU`.
+        per_class: Whether to report the AP of each class, and to log a table
+            with its name and frequency.
+        collect_device: Where results of several ranks meet, ``'cpu'`` or
+            ``'gpu'``.
+        prefix: Prefix of the metric names instead of ``'ap'``.
+        backend_args: How to read ``ann_file`` where it is no local file.
+
+    Raises:
+        ValueError: If ``ann_file`` is no COCO file, or ``metric`` unknown.
+    """
+
+    default_prefix = 'ap'
+    overall = ('all', 'AP50')
+    group_names = ('frequent', 'common', 'rare')
+
+    def __init__(
+        self,
+        ann_file: str,
+        metric: str = 'bbox',
+        class_counts: Any = 'auto',
+        thresholds: tuple[float, float] | None = (11, 100),
+        per_class: bool = False,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+        backend_args: dict | None = None,
+    ) -> None:
+        if metric not in ('bbox', 'segm'):
+            raise fault(
+                'metric',
+                metric,
+                "'bbox' or 'segm'",
+                'list two metrics with prefixes of their own to have both',
+                'FrequencyGroupAP',
+            )
+        self.ann_file, self.metric = ann_file, metric
+        self.thresholds = thresholds
+        self._content = _read(ann_file, backend_args)
+        self._images = {image['id'] for image in self._content['images']}
+        super().__init__(
+            class_counts=class_counts,
+            count_unit='image',
+            per_class=per_class,
+            collect_device=collect_device,
+            prefix=prefix,
+        )
+
+    def groups(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """See :meth:`FrequencyMetric.groups`."""
+        if self.thresholds is None:
+            parts = frequency_thirds(counts).values()
+            return dict(zip(self.group_names, parts))
+        return frequency_groups(
+            counts, kind='lvis', thresholds=self.thresholds
+        )
+
+    def check_names(self) -> None:
+        """See :meth:`FrequencyMetric.check_names`."""
+        self.category_ids()
+
+    def category_ids(self) -> list[int]:
+        """The category of each label, by the names of the classes.
+
+        Raises:
+            ValueError: If the file has other names than the data set, or
+                has them in another order, in which its labels would differ.
+        """
+        names = [str(name) for name in self.dataset_meta['classes']]
+        known = [c for c in self._content['categories'] if c['name'] in names]
+        found = [category['name'] for category in known]
+        if found != names:
+            missing = [name for name in names if name not in found]
+            raise fault(
+                'ann_file',
+                self.ann_file,
+                'the categories of metainfo.classes, each once and in the '
+                'same order, as MMDetection numbers the labels in the order '
+                'of the file; '
+                + (
+                    f'it has no {listed(missing)}'
+                    if missing
+                    else f'its order is {listed(found)}, that of classes is '
+                    f'{listed(names)}'
+                ),
+                'write metainfo.classes as the file has them',
+                'FrequencyGroupAP',
+            )
+        return [category['id'] for category in known]
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keep the detections of each image.
+
+        Args:
+            data_batch: Not used.
+            data_samples: Each with ``img_id`` and ``pred_instances``, which
+                holds ``bboxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) and,
+                for ``'segm'``, ``masks`` (N, H, W).
+
+        Raises:
+            RuntimeError: If ``class_counts='auto'`` was never filled.
+            ValueError: If an image is not in the file, a label is out of
+                range, or there are not C class counts.
+        """
+        num_classes = len(self.dataset_meta['classes'])
+        self.check_class_counts(num_classes)
+        for sample in data_samples:
+            image, pred = sample['img_id'], sample['pred_instances']
+            if image not in self._images:
+                raise fault(
+                    'ann_file',
+                    self.ann_file,
+                    f'the file of the evaluated data, but it has no image '
+                    f'{image}',
+                    'give the ann_file of the evaluated data set',
+                    'FrequencyGroupAP',
+                )
+            labels = pred['labels'].cpu().numpy()
+            if labels.size and not 0 <= labels.min() <= labels.max() < (
+                num_classes
+            ):
+                raise fault(
+                    'pred_instances.labels',
+                    (int(labels.min()), int(labels.max())),
+                    f'0..{num_classes - 1}, the classes of the data set',
+                    'check num_classes of the head and metainfo.classes',
+                    'FrequencyGroupAP',
+                )
+            boxes = pred['bboxes'].detach().cpu().numpy().astype(float)
+            boxes[:, 2:] -= boxes[:, :2]
+            scores = pred['scores']
+            shapes: list = list(boxes)
+            if self.metric == 'segm':
+                from pycocotools.mask import encode
+
+                # Some heads score masks apart from boxes.
+                scores = pred.get('mask_scores', scores)
+                masks = pred['masks']
+                if hasattr(masks, 'detach'):
+                    masks = masks.detach().cpu().numpy().astype(np.uint8)
+                    masks = [encode(np.asfortranarray(one)) for one in masks]
+                shapes = list(masks)
+            self.results.append(
+                (image, labels, scores.detach().cpu().numpy(), shapes)
+            )
+
+    def compute_metrics(self, results: list) -> dict[str, Any]:
+        """Compute the metrics over all images.
+
+        Args:
+            results: Of each image its id, labels, scores, and boxes or
+                run-length encoded masks.
+
+        Returns:
+            dict: Metric name without prefix -> percentage.
+        """
+        from pycocotools.cocoeval import COCOeval
+
+        categories = self.category_ids()
+        detected = [
+            _detection(image, categories[label], score, shape)
+            for image, *rows in results
+            for label, score, shape in zip(*rows)
+        ]
+        # It prints its progress.
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth, found = (
+                _index({**self._content, 'annotations': annotations})
+                for annotations in (self._content['annotations'], detected)
+            )
+            evaluation = COCOeval(truth, found, self.metric)
+            evaluation.params.imgIds = [image for image, *_ in results]
+            evaluation.params.catIds = categories
+            evaluation.params.maxDets = [100]
+            evaluation.params.areaRng = [[0, 1e10]]
+            evaluation.params.areaRngLbl = ['all']
+            evaluation.evaluate()
+            evaluation.accumulate()
+        # (IoUs, recalls, categories, 1, 1); -1 where there is no object.
+        precision = evaluation.eval['precision'][..., 0, 0]
+        precision = np.where(precision < 0, np.nan, 100 * precision)
+        # The evaluation has sorted the categories.
+        order = np.searchsorted(evaluation.params.catIds, categories)
+        precision = precision.mean(axis=1)[:, order]
+        ap = precision.mean(axis=0)
+        if np.isnan(ap).all():
+            raise fault(
+                'ann_file',
+                self.ann_file,
+                'an object of some class in the evaluated images',
+                'check ann_file and metainfo.classes',
+                'FrequencyGroupAP',
+            )
+        seen = {image for image, *_ in results}
+        objects = Counter(
+            one['category_id']
+            for one in self._content['annotations']
+            if one['image_id'] in seen and not one['iscrowd']
+        )
+        number = np.array([float(objects[one]) for one in categories])
+        return {
+            'all': float(np.nanmean(ap)),
+            'AP50': float(np.nanmean(precision[0])),
+            **self.group_means(ap),
+            **self.class_values(AP=ap, AP50=precision[0], objects=number),
+        }
+
+
+def _read(ann_file: str, backend_args: dict | None) -> dict[str, list]:
+    """What a COCO file holds, with what the evaluation reads of it."""
+    try:
+        content = json.loads(get(ann_file, backend_args=backend_args))
+        parts = {
+            part: content[part]
+            for part in ('images', 'categories', 'annotations')
+        }
+        parts['annotations'] = [
+            # Numbers of their own: zero and doubled ones are lost.
+            dict(
+                one,
+                id=number,
+                iscrowd=one.get('iscrowd') or 0,
+                area=one.get('area', one['bbox'][2] * one['bbox'][3]),
+            )
+            for number, one in enumerate(parts['annotations'], 1)
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise fault(
+            'ann_file',
+            ann_file,
+            'a COCO file: JSON with images, categories and annotations, each '
+            'of these with a bbox',
+            f'repair the file ({type(error).__name__}: {str(error)[:80]})',
+            'FrequencyGroupAP',
+        ) from error
+    return parts
+
+
+def _detection(image: Any, category: int, score: float, shape: Any) -> dict:
+    found = dict(
+        image_id=image, category_id=category, score=float(score), iscrowd=0
+    )
+    if isinstance(shape, dict):
+        from pycocotools.mask import area
+
+        return dict(found, segmentation=shape, area=float(area(shape)))
+    return dict(found, bbox=shape, area=float(shape[2] * shape[3]))
+
+
+def _index(content: dict[str, list]) -> Any:
+    """The file of pycocotools that holds this."""
+    from pycocotools.coco import COCO
+
+    api = COCO()
+    api.dataset = dict(
+        content,
+        annotations=[
+            dict(one, id=number)
+            for number, one in enumerate(content['annotations'], 1)
+        ],
+    )
+    api.createIndex()
+    return api
