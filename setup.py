@@ -2,11 +2,22 @@
 """Puts what ``mim`` needs into the wheel; all else is in pyproject.toml."""
 
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
+import setuptools
 from setuptools import setup
 from setuptools.command.build_py import build_py
+
+# Older ones do not read the name, version and files that pyproject.toml has:
+# they report success, and install an empty UNKNOWN-0.0.0.
+if int(setuptools.__version__.split('.')[0]) < 64:
+    sys.exit(
+        f'lt_losses_mm: setuptools=={setuptools.__version__}, expected 64 or '
+        "newer. Fix: pip install 'setuptools>=64,<81', or leave out "
+        '--no-build-isolation.'
+    )
 
 ROOT = Path(__file__).resolve().parent
 

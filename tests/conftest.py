@@ -36,3 +36,10 @@ def _default_scope():
     # overwrite_default_scope leaves another dict behind.
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
+
+
+@pytest.fixture
+def whole_graphs():
+    """``torch.compile(..., fullgraph=True)`` of what this package computes."""
+    if not hasattr(torch.compiler, 'is_compiling'):
+        pytest.skip('torch < 2.3 breaks graphs at data classes')

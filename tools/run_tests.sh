@@ -2,7 +2,8 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 #
 # Sets up the environment and runs the tests, the fast ones by default.
-# Arguments are passed to pytest: `bash tools/run_tests.sh -m slow`.
+# Arguments are passed to pytest: `bash tools/run_tests.sh -m slow`. In the
+# other environment: `bash tools/run_tests.sh --stack classic -m slow`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/setup_env.sh

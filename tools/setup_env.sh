@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 #
-# Makes the tested environment (requirements/modern.txt):
+# Makes a tested environment: requirements/modern.txt, or with
+# `--stack classic` requirements/classic.txt.
 #     bash tools/setup_env.sh && source .venv/bin/activate
-# The other scripts source this one, which activates it for them. A second run
-# finds everything in place.
+# The other scripts source this one, which activates it for them; they take
+# `--stack`, too, as their first argument. A second run finds everything in
+# place.
 #
-#   LT_VENV             the environment         (default: .venv in the checkout)
+#   LT_VENV             the environment         (default: .venv in the checkout,
+#                       or .venv-classic)
+#   LT_PYTHON           the Python it is made with
 #   LT_LOSSES_MM_CACHE  where the compiled mmcv goes, and what the package
 #                       keeps                   (default: ~/.cache/lt_losses_mm)
 #   TORCH_INDEX_URL     where torch comes from  (default: pip's own index, whose
@@ -16,10 +20,34 @@
 set -euo pipefail
 
 lt_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-lt_venv=${LT_VENV:-$lt_root/.venv}
+lt_stack=modern
+if [[ ${1:-} == --stack ]]; then
+    lt_stack=${2:-}
+    shift 2
+fi
+lt_pins=$lt_root/requirements/$lt_stack.txt
+case $lt_stack in
+modern)
+    lt_venv=$lt_root/.venv
+    lt_pythons=(3.11 3.12)
+    lt_mmcv=onedl-mmcv
+    lt_wanted=(-r "$lt_root/requirements/mminstall.txt"
+        -r "$lt_root/requirements.txt")
+    ;;
+classic)
+    lt_venv=$lt_root/.venv-classic
+    lt_pythons=(3.10)
+    lt_mmcv=mmcv
+    lt_wanted=(-r "$lt_pins")
+    ;;
+*)
+    echo "--stack '$lt_stack', expected modern or classic" >&2
+    exit 1
+    ;;
+esac
+lt_venv=${LT_VENV:-$lt_venv}
 lt_cache=${LT_LOSSES_MM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lt_losses_mm}
 lt_log=$lt_venv/setup.log
-lt_pins=$lt_root/requirements/modern.txt
 
 lt_say() { printf '[setup] %s\n' "$*"; }
 
@@ -61,32 +89,41 @@ lt_run() {
 }
 
 lt_find_python() {
-    local name
-    for name in python3 python3.11 python3.12; do
-        if "$name" -c 'import sys, venv, ensurepip
-sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
-            echo "$name"
-            return
-        fi
+    local version name
+    # pyenv's, of which `python3` is but one.
+    for version in "${lt_pythons[@]}"; do
+        for name in ${LT_PYTHON:-} python3 "python$version" \
+            "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python; do
+            if "$name" -c "import sys, venv, ensurepip
+sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
+                echo "$name"
+                return
+            fi
+        done
     done
-    lt_die 'needs Python 3.11 or 3.12 with the venv module. On Debian and' \
-        'Ubuntu: apt install python3.11-venv python3.11-dev'
+    lt_die "needs Python ${lt_pythons[0]} with the venv module. On Debian and" \
+        "Ubuntu: apt install python${lt_pythons[0]}-venv" \
+        "python${lt_pythons[0]}-dev; any other one: LT_PYTHON=/path/to/python"
 }
 
-# Compiles mmcv into the directory $1. Its sources ask for C++17 and torch's
-# headers for C++20; of two -std the last one counts, so a wrapper adds it.
+# Compiles mmcv into the directory $1.
 lt_build_mmcv() {
-    local work
+    local work cxx=g++
     work=$(mktemp -d)
-    printf '#!/bin/sh\nexec g++ "$@" -std=c++20\n' >"$work/c++"
-    chmod +x "$work/c++"
+    if [[ $lt_stack == modern ]]; then
+        # Its sources ask for C++17 and torch's headers for C++20; of two -std
+        # the last one counts, so a wrapper adds it.
+        cxx=$work/c++
+        printf '#!/bin/sh\nexec g++ "$@" -std=c++20\n' >"$cxx"
+        chmod +x "$cxx"
+    fi
     # A GPU in sight would make the build ask for nvcc. pip's cache knows a
     # wheel by its version only, not by the torch it was compiled against.
-    CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0 MMCV_WITH_OPS=1 CXX="$work/c++" \
+    CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0 MMCV_WITH_OPS=1 CXX="$cxx" \
         MAX_JOBS=${MAX_JOBS:-$(nproc)} \
         python -m pip wheel -v --no-cache-dir --no-deps --no-build-isolation \
-        --no-binary onedl-mmcv --wheel-dir "$work/wheel" \
-        "onedl-mmcv==$(lt_pin onedl-mmcv)"
+        --no-binary "$lt_mmcv" --wheel-dir "$work/wheel" \
+        "$lt_mmcv==$(lt_pin "$lt_mmcv")"
     mkdir -p "$1"
     mv "$work"/wheel/*.whl "$1"
     rm -r "$work"
@@ -106,29 +143,29 @@ lt_install() {
     : >"$lt_log"
 
     lt_run "torch $torch" python -m pip install -c "$lt_pins" \
-        ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch torchvision
+        ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} \
+        torch torchvision numpy
     lt_run 'build tools' python -m pip install -c "$lt_pins" \
         -r "$lt_root/requirements/build.txt"
 
     tag=$(python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
     wheels=$lt_cache/wheels/torch-$torch-$tag
     local name
-    name=onedl_mmcv-$(lt_pin onedl-mmcv)-$tag-$tag-*$(uname -m).whl
+    name=${lt_mmcv//-/_}-$(lt_pin "$lt_mmcv")-$tag-$tag-*$(uname -m).whl
     if ! compgen -G "$wheels/$name" >/dev/null; then
         command -v g++ >/dev/null ||
             lt_die 'needs g++ to compile mmcv: apt install g++'
         "$lt_venv/bin/python" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-            lt_die "needs Python's headers: apt install python3-dev"
-        lt_run "compiling onedl-mmcv $(lt_pin onedl-mmcv), once; about 20 \
+            lt_die "needs Python's headers: apt install python${lt_pythons[0]}-dev"
+        lt_run "compiling $lt_mmcv $(lt_pin "$lt_mmcv"), once; about 20 \
 minutes on 2 cores" lt_build_mmcv "$wheels"
     fi
     # shellcheck disable=SC2086
     lt_run 'mmcv' python -m pip install --no-deps \
         $(compgen -G "$wheels/$name" | head -n 1)
     lt_run 'mmdet, mmpretrain, mmseg and the tools of tests and docs' \
-        python -m pip install -c "$lt_pins" \
-        -r "$lt_root/requirements/mminstall.txt" -r "$lt_root/requirements.txt"
+        python -m pip install -c "$lt_pins" "${lt_wanted[@]}"
     lt_run 'lt_losses_mm from the checkout' \
         python -m pip install --no-deps --no-build-isolation -e "$lt_root"
     lt_run 'pip check' python -m pip check

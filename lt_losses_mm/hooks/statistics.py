@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+import functools
+import types
+from typing import Any, Callable, Iterator
 
 import numpy as np
 import torch
@@ -91,6 +93,7 @@ class StatisticsHook(Hook):
         ]
         resumed = runner._resume or runner.iter > 0
         for name, statistics in self._known:
+            statistics.has_runner = True
             # A look at the loss before training is no part of it.
             statistics.discard_pending()
             if resumed and statistics.mismatch:
@@ -234,15 +237,13 @@ class _Owner:
         # Without an optimizer that can be found, as in some other engines,
         # each iteration is a step.
         optimizers = [o for o in map(_optimizer, wrappers) if o is not None]
-        # torch.compile of torch 2.1 takes the hooks off all optimizers;
-        # there, a step that was due counts as taken.
-        self.counts = bool(optimizers) and _calls_hooks()
-        self.handles = [
-            optimizer.register_step_post_hook(self._on_step)
+        self.counts = bool(optimizers)
+        self.undo = [
+            _after_each_step(optimizer, self._on_step)
             for optimizer in optimizers
         ]
 
-    def _on_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _on_step(self, optimizer: Optimizer) -> None:
         # A fused optimizer is called all the same where a gradient scaler
         # skips a step, and skips inside its kernel.
         found_inf = getattr(optimizer, 'found_inf', None)
@@ -264,9 +265,9 @@ class _Owner:
         self.stepped = False
 
     def release(self) -> None:
-        """Take the hooks off the optimizers."""
-        for handle in self.handles:
-            handle.remove()
+        """Leave the optimizers as they were."""
+        for undo in self.undo:
+            undo()
 
 
 def _owners(
@@ -311,15 +312,29 @@ def _parameters(wrapper: Any) -> Iterator[nn.Parameter]:
         yield from group['params']
 
 
-def _calls_hooks() -> bool:
-    """Whether an optimizer calls the hooks of its steps."""
-    called: list[Any] = []
-    weight = torch.zeros(1, requires_grad=True)
-    weight.grad = torch.zeros(1)
-    optimizer = torch.optim.SGD([weight], lr=0.0)
-    optimizer.register_step_post_hook(lambda *_: called.append(1))
-    optimizer.step()
-    return bool(called)
+def _after_each_step(
+    optimizer: Any, call: Callable[[Optimizer], None]
+) -> Callable[[], None]:
+    """Call something after each step; returns what ends it.
+
+    PyTorch has hooks for it, but its ``torch.compile`` (2.1) takes them off
+    all optimizers of the process, for good.
+    """
+    step = optimizer.step
+
+    # A method, because schedulers of PyTorch put theirs around a method.
+    @functools.wraps(getattr(step, '__func__', step))
+    def and_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        done = step(*args, **kwargs)
+        call(self)
+        return done
+
+    def undo() -> None:
+        if getattr(optimizer.step, '__func__', None) is and_call:
+            optimizer.step = step
+
+    optimizer.step = types.MethodType(and_call, optimizer)
+    return undo
 
 
 def group_ratios(loss: Any) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Any, Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from ..compat import is_compiling, transform
+from ..compat import is_compiling, traced, transform
 from ..messages import fault
 from .call import Batch, Call, Engine
 from .engines import choice, reference
@@ -410,6 +410,7 @@ class _Rows(torch.autograd.Function):
         return reduce_rows(total, run.row_weight, run.factor)
 
     @staticmethod
+    @traced
     def backward(ctx: Any, upstream: Tensor) -> Any:
         # An error if they were changed since.
         logits, run = ctx.saved_tensors[0], ctx.run

@@ -9,7 +9,7 @@ from typing import Any, Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..compat import is_compiling
+from ..compat import is_compiling, traced
 from ..kernels import Batch
 from ..kernels.engines.choice import checked
 from ..priors import ClassCounts, load_class_counts
@@ -204,6 +204,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         # Whatever it is, formulas may follow from it.
         self.__dict__.get('_formulas', {}).clear()
 
+    @traced
     def forward(
         self,
         cls_score: Tensor,

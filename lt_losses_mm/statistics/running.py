@@ -31,7 +31,7 @@ from torch import Tensor, distributed, nn
 
 from ..compat import is_compiling
 from ..kernels import Batch
-from ..messages import describe
+from ..messages import describe, logger
 
 # Steps of the optimizer without a commit before a loss raises: a few, because
 # loops with several optimizers commit once for all of them.
@@ -93,6 +93,7 @@ class RunningStatistics(nn.Module):
         self.pending = sums.clone()
         # Of the last load: on resuming, a mismatch must not pass as a warning.
         self.mismatch: str | None = None
+        self.has_runner = False  # which commits them
         # Under the logits, and what its version was at the last look.
         self._parameter: Any = None
         self._values: Tensor | None = None
@@ -134,12 +135,16 @@ class RunningStatistics(nn.Module):
                 behind them; what the kernels found, if it ``wants_sums``.
 
         Raises:
-            RuntimeError: Ten steps were taken without a commit.
+            RuntimeError: Ten steps were taken without a commit. Code that
+                ``torch.compile`` has made of it cannot tell; a line of the
+                log says so.
         """
         assert sums is not None
         pending, logits = self.pending, batch.logits
         pending += sums[:, : pending.size(1)].to(pending.dtype)
         if is_compiling():
+            if not self.has_runner:
+                _cannot_tell(self.owner)
             return
         # The version of a parameter under the logits tells that a step has
         # been taken, whichever optimizer it was: no hook is needed, and steps
@@ -289,6 +294,18 @@ def _parameter_under(logits: Tensor) -> Tensor | None:
         if node is not None and len(nodes) < _REACH:
             nodes += [parent for parent, _ in node.next_functions]
     return first
+
+
+# Called while it is traced, instead of being traced.
+@torch.compiler.assume_constant_result
+def _cannot_tell(owner: str) -> None:
+    logger.warning(
+        f'{owner}: it is compiled, and compiled code cannot notice a loop '
+        'that forgets to commit statistics, so that they stay as they were '
+        'and the loss does not do what it is for. Make sure that your loop '
+        'calls lt_losses_mm.commit_statistics(model) after '
+        'optimizer.step(), on every rank'
+    )
 
 
 def _move(statistic: Tensor, device: torch.device) -> Tensor:

@@ -54,6 +54,7 @@ def test_many_classes_need_no_square(loss_type, build):
     assert largest.elements == logits.numel()
 
 
+@pytest.mark.usefixtures('whole_graphs')
 def test_compiles_without_graph_breaks(loss_type, build, rows, observed):
     logits, labels = rows(n=4)
     torch._dynamo.reset()

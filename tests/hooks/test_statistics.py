@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lt_losses_mm.hooks import StatisticsHook
-from lt_losses_mm.hooks.statistics import _calls_hooks, _Owner, _owners
+from lt_losses_mm.hooks.statistics import _Owner, _owners
 from lt_losses_mm.statistics import RunningStatistics, statistics_modules
 
 LOSS = dict(type='lt_losses_mm.SigmoidEqualizationLoss', bias_prior=None)
@@ -124,20 +124,51 @@ def test_a_skipped_step_leaves_no_trace(make, monkeypatch, commits):
     assert loss_of(runner).statistics.pos_count.sum() == 5
 
 
-def test_steps_that_nobody_counts(make, monkeypatch, commits):
+@pytest.mark.parametrize('skipped', [False, True])
+def test_optimizers_that_call_no_hooks(make, monkeypatch, commits, skipped):
     """torch.compile of torch 2.1 takes the hooks off all optimizers."""
-    # The first instance puts around the step what calls the hooks.
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    bare = torch.optim.SGD.step.__wrapped__
 
-    def step(self, *args, **kwargs):
-        return bare(self, *args, **kwargs)
+    @torch.no_grad()
+    def step(self):
+        for weight in self.param_groups[0]['params']:
+            weight -= 0.1 * weight.grad
 
-    step.hooked = True
+    step.hooked = True  # as it says of itself that it calls them
     monkeypatch.setattr(torch.optim.SGD, 'step', step)
-    assert not _calls_hooks()
+    calls = []
+
+    def step_or_skip(self, **kwargs):
+        calls.append(1)
+        if len(calls) > skipped:
+            self.optimizer.step(**kwargs)
+
+    monkeypatch.setattr(OptimWrapper, 'step', step_or_skip)
     make().train()
+    assert [c[2].sum().item() for c in commits] == ([5] if skipped else [5, 5])
+
+
+def test_a_model_that_is_compiled(make, commits, caplog):
+    runner = make(cfg=dict(compile=dict(backend='eager')))
+    torch._dynamo.reset()
+    runner.train()
     assert [c[2].sum().item() for c in commits] == [5, 5]
+    assert 'commit_statistics' not in caplog.text
+
+
+def test_optimizers_are_left_as_they_were(make):
+    """Also where a scheduler of PyTorch has put its own around the step."""
+    runner = make()
+    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.optim_wrapper, optimizer = wrapper, wrapper.optimizer
+    before = optimizer.step
+    runner.train()
+    assert optimizer.step == before
+    owner = _Owner([wrapper], [])
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    owner.release()
+    owner.stepped = False
+    optimizer.step()
+    assert owner.stepped
 
 
 @pytest.mark.parametrize('fused', [False, True])

@@ -310,7 +310,7 @@ def test_checkpoints_of_eql_of_softmax_draw_the_same(engine):
 def test_eql_of_softmax_compiles_with_its_draw():
     loss = random_softmax()
     torch._dynamo.reset()
-    # The tracer of torch 2.1 breaks graphs at data classes.
+    # Elsewhere it is left out, and called as it is.
     whole = hasattr(torch.compiler, 'is_compiling')
     compiled = torch.compile(loss, backend='eager', fullgraph=whole)
     for size in ((40, 7), (3, 6, 5, 4)):

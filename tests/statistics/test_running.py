@@ -435,6 +435,35 @@ def test_a_forgotten_commit_stops_the_training():
     loop.backward()
 
 
+def test_a_forgotten_commit_of_compiled_code(caplog):
+    """It cannot be noticed in a graph, which is said when it is traced."""
+    loop = Loop(SoftmaxEqualizationLoss(num_classes=3))
+    model, loss = loop.model, loop.loss
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, y: loss(model(x), y), backend='eager')
+    try:
+        for _ in range(12):
+            loop.optimizer.zero_grad()
+            compiled(loop.images, loop.labels).backward()
+            loop.optimizer.step()
+    except RuntimeError as error:
+        # The graph ends before the loss, which notices.
+        assert not hasattr(torch.compiler, 'is_compiling')
+        assert '10 optimizer steps without a commit' in str(error)
+        return
+    assert loss.statistics.pending[-1].tolist() == [24, 12, 12]
+    (record,) = (r for r in caplog.records if r.name == 'lt_losses_mm')
+    assert record.levelname == 'WARNING'
+    assert record.message.startswith('SoftmaxEqualizationLoss: it is compiled')
+    assert 'lt_losses_mm.commit_statistics(model)' in record.message
+    # Whoever is served by a Runner need not hear it.
+    loss.statistics.has_runner = True
+    caplog.clear()
+    torch._dynamo.reset()
+    compiled(loop.images, loop.labels)
+    assert 'compiled' not in caplog.text
+
+
 def test_a_forgotten_commit_of_a_copy():
     loss = copy.deepcopy(SoftmaxEqualizationLoss(num_classes=3))
     loop = Loop(pickle.loads(pickle.dumps(loss)))

@@ -1,9 +1,11 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """The kernels in C++, for CPU: compiled when first used, then cached.
 
-The machine needs a C++ compiler (``CXX``, ``g++`` or ``clang++``); without
-one a line of the log says so, and the kernels of ``eager.py`` are used. The
-code has no headers of PyTorch in it, and is called through ``ctypes``.
+``python -m lt_losses_mm.kernels`` compiles them ahead. The machine needs a C++
+compiler (``CXX``, ``g++`` or ``clang++``), or a library that is kept already;
+without either a line of the log says so, and the kernels of ``eager.py`` are
+used. The code has no headers of PyTorch in it, and is called through
+``ctypes``.
 """
 
 from __future__ import annotations
@@ -100,16 +102,23 @@ def _vectors() -> list[str]:
     return []
 
 
-def _openmp(version: str) -> list[str]:
-    """What to link for threads.
-
-    GCC's code can share PyTorch's own pool of threads, where it has one.
-    """
+def _pools() -> list[Path]:
+    """PyTorch's own pool of threads, as a library, where it has one."""
     package = Path(torch.__file__).parent
-    bundled = sorted(package.glob('lib/libgomp*.so*'))
-    bundled += sorted(package.with_name('torch.libs').glob('libgomp*'))
-    if bundled and 'clang' not in version:
-        return [str(bundled[0])]
+    return [
+        *sorted(package.glob('lib/libgomp*.so*')),
+        *sorted(package.with_name('torch.libs').glob('libgomp*')),
+    ]
+
+
+def _openmp(compiler: list[str]) -> list[str]:
+    """What to link for threads; GCC's code can share PyTorch's pool."""
+    version = subprocess.run(
+        [*compiler, '--version'], capture_output=True, text=True
+    ).stdout
+    pools = _pools()
+    if pools and 'clang' not in version:
+        return [str(pools[0])]
     return ['-fopenmp']
 
 
@@ -133,24 +142,35 @@ def _build(
                 text=True,
             )
         ctypes.CDLL(str(linked))  # complains of what is missing in it
+        linked.chmod(0o755)  # what others can write is not loaded
         linked.replace(target)
 
 
+def _name() -> str:
+    """Of the library's file.
+
+    It follows from the source, the processor and PyTorch, not from the
+    compiler: a machine without one takes what another has compiled.
+    """
+    pools = [path.name for path in _pools()]
+    parts = [_SOURCE.read_text(), _cpu(), *_FLAGS, *_vectors(), *pools]
+    key = hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
+    return f'native-{key}.so'
+
+
 def _compiled() -> Path:
-    """Path of the library, which is built if there is none."""
+    """Path of the library, which is built."""
     compiler = _compiler()
     if compiler is None:
         raise OSError('no C++ compiler (CXX, g++, clang++) found')
-    version = subprocess.run(
-        [*compiler, '--version'], capture_output=True, text=True
-    ).stdout
-    openmp = _openmp(version)
-    flags = [*_FLAGS, *_vectors()]
-    parts = [_SOURCE.read_text(), version, _cpu(), *flags, *openmp]
-    key = hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
-    target = cache.folder() / f'native-{key}.so'
-    if target.exists():
-        return target
+    flags, openmp = [*_FLAGS, *_vectors()], _openmp(compiler)
+    target = cache.folder() / _name()
+    # A warning, because without MMEngine nobody would see less.
+    logger.warning(
+        f'lt_losses_mm: compiling {_SOURCE.name} for losses on the CPU, once '
+        'for this machine. It takes some 20 s, or minutes where all cores are '
+        'busy (`python -m lt_losses_mm.kernels` does it ahead)'
+    )
     started = time.perf_counter()
     # Some compilers do not know the width, and Apple's clang has no OpenMP.
     attempts = [(flags, openmp), (_FLAGS, openmp), (_FLAGS, [])]
@@ -168,19 +188,27 @@ def _compiled() -> Path:
     return target
 
 
+def _library() -> Any:
+    """What is kept, or else is built."""
+    for kept in cache.find(_name()):
+        try:
+            return ctypes.CDLL(str(kept))
+        except OSError:
+            # Damaged, or compiled beside a newer C library.
+            if _compiler() is None:
+                raise
+    return ctypes.CDLL(str(_compiled()))
+
+
 @functools.lru_cache(maxsize=None)
 def load() -> Any:
     """The compiled code, or None, with a line of the log, where it cannot be.
 
     Compiled once for a machine: processes that start together may each do it.
     """
-    target = None
     try:
-        target = _compiled()
-        loaded = ctypes.CDLL(str(target))
+        loaded = _library()
     except (OSError, subprocess.CalledProcessError) as error:
-        if target is not None:
-            target.unlink()  # damaged: the next process builds it anew
         said = (getattr(error, 'stderr', None) or str(error)).strip()
         logger.warning(
             f'lt_losses_mm: {_SOURCE.name} cannot be used: losses on CPU '

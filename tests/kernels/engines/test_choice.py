@@ -164,6 +164,7 @@ def test_vmap(took, engine, formula, batch_of, rows):
     )
 
 
+@pytest.mark.usefixtures('whole_graphs')
 @pytest.mark.parametrize('is_map', [False, True])
 def test_compiled_code(took, formula, is_map, batch_of, rows):
     """It is traced through the reference, which a compiler can fuse."""

@@ -34,7 +34,8 @@ def run(folder, **env):
     env.update(
         PYTHONPATH=str(Path(lt_losses_mm.__file__).parents[1]),
         LT_LOSSES_ENGINE='native',
-        **{cache.VARIABLE: str(folder)},
+        # The other place where a library may be.
+        **{cache.VARIABLE: str(folder), 'TMPDIR': str(folder)},
     )
     done = subprocess.run(
         [sys.executable, '-c', SCRIPT],
@@ -69,25 +70,69 @@ def test_a_compiler_that_fails(tmp_path, text, reason):
 
 
 @needs_compiler
-def test_a_damaged_library_is_removed(tmp_path):
-    compiled = native._compiled()
-    damaged = tmp_path / compiled.name
-    damaged.write_bytes(b'')
-    log = run(tmp_path)
+def test_a_library_that_is_kept(tmp_path):
+    """It is used without a compiler; a damaged one needs one."""
+    kept = tmp_path / 'cache' / native._name()
+    kept.parent.mkdir()
+    shutil.copy(native.load()._name, kept)
+    nothing = dict(PATH=str(tmp_path), CXX='')
+    assert 'native.cpp' not in run(kept.parent, **nothing)
+    # Others could have written it.
+    kept.chmod(0o777)
+    log = run(kept.parent, **nothing)
+    assert f'{kept} is not used, because others could have' in log
+    assert 'no C++ compiler' in log
+    kept.chmod(0o755)
+    kept.write_bytes(b'')
+    log = run(kept.parent, **nothing)
     assert 'native.cpp cannot be used' in log
-    assert not damaged.exists()
-    shutil.copy(compiled, damaged)
-    assert 'native' not in run(tmp_path)
+    assert str(kept) in log
+    # What a compiler does with it.
+    log = run(kept.parent, CXX=script(tmp_path / 'cxx', 'echo again; exit 1'))
+    assert 'compiling native.cpp' in log
 
 
 @needs_compiler
 @pytest.mark.slow
 def test_it_is_compiled_once(tmp_path):
+    log = run(tmp_path)
+    before, after = (
+        log.index(text)
+        for text in ('compiling native.cpp', 'compiled native.cpp in')
+    )
+    assert before < after
+    assert [path.name for path in tmp_path.iterdir()] == [native._name()]
+    assert 'native.cpp' not in run(tmp_path)
+    # A damaged one is replaced.
+    (tmp_path / native._name()).write_bytes(b'')
     assert 'compiled native.cpp in' in run(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [
-        native._compiled().name
-    ]
-    assert 'native' not in run(tmp_path)
+    assert 'native.cpp' not in run(tmp_path)
+
+
+def ahead(folder, **env):
+    """The command that compiles ahead: status, output, log."""
+    env.update({cache.VARIABLE: str(folder), 'TMPDIR': str(folder)})
+    env['PYTHONPATH'] = str(Path(lt_losses_mm.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, '-m', 'lt_losses_mm.kernels'],
+        env=dict(os.environ, **env),
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_compiling_ahead(tmp_path):
+    kept = tmp_path / native._name()
+    failing = script(tmp_path / 'cxx', 'echo no >&2; exit 1')
+    status, log = ahead(tmp_path, CXX=failing)
+    assert status == 1
+    assert 'compiling native.cpp for losses on the CPU, once' in log
+    assert 'native.cpp cannot be used' in log and '(no)' in log
+    if native.load() is not None:
+        shutil.copy(native.load()._name, kept)
+        status, log = ahead(tmp_path, CXX=failing)
+        assert (status, log.splitlines()[-1]) == (0, str(kept))
 
 
 # ------------------------------------------------------------------ building
@@ -109,39 +154,49 @@ def built(monkeypatch, tmp_path):
     return build, attempts
 
 
-def test_what_is_there_is_not_built_again(built, tmp_path, caplog):
+def test_the_log_before_and_after(built, tmp_path, caplog):
+    build, attempts = built
+    said = []
+
+    def watched(*args):
+        said.append(caplog.text)
+        return build(*args)
+
+    native._build = watched
     with caplog.at_level('INFO', 'lt_losses_mm'):
         target = native._compiled()
-        assert native._compiled() == target
-    assert len(built[1]) == 1
-    assert target.parent == tmp_path
+    assert len(attempts) == 1
+    assert 'compiling native.cpp' in said[0] and 'minutes' in said[0]
+    assert 'python -m lt_losses_mm.kernels' in said[0]
+    assert target == tmp_path / native._name()
     assert target.read_text() == 'a library'
     assert caplog.text.count(f'kept as {target}') == 1
 
 
-def test_every_ingredient_has_its_own_library(built, monkeypatch, tmp_path):
+def test_every_ingredient_has_its_own_library(monkeypatch, tmp_path):
     source = tmp_path / 'native.cpp'
     source.write_text(native._SOURCE.read_text() + '// changed')
-    names = [native._compiled().name]
+    names = [native._name()]
     for name, value in (
         ('_SOURCE', source),
         ('_FLAGS', ['-O0']),
         ('_cpu', lambda: 'another'),
-        ('_openmp', lambda version: ['-lgomp']),
-        ('_compiler', lambda: ['true']),
+        ('_pools', lambda: [Path('libgomp-another.so')]),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(native, name, value)
-            names.append(native._compiled().name)
-    assert len(set(names)) == 6
-    assert names[0] == native._compiled().name
+            names.append(native._name())
+    assert len(set(names)) == 5
+    # A machine without a compiler looks for that of one that has it.
+    monkeypatch.setattr(native, '_compiler', lambda: None)
+    assert names[0] == native._name()
 
 
 def test_flags_that_a_compiler_does_not_know(built, monkeypatch):
     build, attempts = built
     build.fails = (1, 2)
     monkeypatch.setattr(native, '_vectors', lambda: ['-mwide'])
-    monkeypatch.setattr(native, '_openmp', lambda version: ['-fopenmp'])
+    monkeypatch.setattr(native, '_openmp', lambda compiler: ['-fopenmp'])
     native._compiled()
     assert attempts == [
         ([*native._FLAGS, '-mwide'], ['-fopenmp']),
@@ -162,7 +217,7 @@ def test_a_line_of_the_log_says_why(monkeypatch, caplog, error, reason):
     def fails():
         raise error
 
-    monkeypatch.setattr(native, '_compiled', fails)
+    monkeypatch.setattr(native, '_library', fails)
     # Not what is kept for the process.
     assert native.load.__wrapped__() is None
     (record,) = caplog.records
