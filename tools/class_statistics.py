@@ -13,7 +13,8 @@ from typing import Any, Dict
 
 import numpy as np
 from _launch import load_config
-from mmengine.config import DictAction
+from _own_data import walk
+from mmengine.config import Config, DictAction
 from mmengine.registry import DATA_SAMPLERS, DATASETS, init_default_scope
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +23,9 @@ from lt_losses_mm.priors import (
     BENCHMARKS,
     UNITS,
     ClassCounts,
+    class_names,
     count_dataset,
+    empty_classes,
     frequency_groups,
     load_class_counts,
     natural_counts,
@@ -123,7 +126,10 @@ def from_config(
         sampler = DATA_SAMPLERS.build(
             loader.sampler, default_args=dict(dataset=dataset, seed=0)
         )
-    counts = count_dataset(dataset, sampler=sampler, unit=args.unit)
+    num_classes = None if class_names(dataset) else classes_of_heads(cfg)
+    counts = count_dataset(
+        dataset, sampler=sampler, unit=args.unit, num_classes=num_classes
+    )
     # The groups describe the data, not how they are sampled.
     by_image = natural_counts(
         dataset, num_classes=counts.num_classes, unit='image'
@@ -134,6 +140,16 @@ def from_config(
     }
     kind = args.groups or ('lvis' if scope == 'mmdet' else 'shot')
     return counts, by_image, facts, kind
+
+
+def classes_of_heads(cfg: Config) -> int | None:
+    """What the heads say, as in training, where data have no names."""
+    sizes = {
+        part['num_classes']
+        for part in walk(cfg.get('model') or {})
+        if 'num_classes' in part and str(part.get('type')).endswith('Head')
+    }
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def report(
@@ -161,6 +177,9 @@ def report(
     }.items():
         summary.add_row(key, str(value))
     console.print(summary)
+    note = empty_classes(counts)
+    if note:
+        console.print(note, style='yellow', markup=False, highlight=False)
 
     group_of = np.full(counts.num_classes, '', dtype=object)
     for name, members in (groups or {}).items():
