@@ -13,11 +13,18 @@ from ..losses import LongTailLoss
 from ..metrics.base import FrequencyMetric
 from ..priors import (
     ClassCounts,
+    StrayLabelError,
     empty_classes,
     joined,
     same_labels,
 )
 from ..registry import HOOKS
+from .segmentation import (
+    check_segmentation,
+    counted_as,
+    evaluated_label,
+    lines_to_paste,
+)
 from .training_data import (
     NoTrainingDataError,
     counts_of_training_data,
@@ -51,8 +58,9 @@ class ClassCountsHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Fill before hooks that copy the model."""
-        self._counts: dict[str | None, ClassCounts] = {}
+        self._counts: dict[Any, ClassCounts] = {}
         if is_training(runner) and losses(runner):
+            check_segmentation(runner)
             names = names_of_training_data(runner)
             for _, loss in losses(runner):
                 if loss.known_counts is not None:
@@ -83,10 +91,11 @@ class ClassCountsHook(Hook):
         for name, loss in losses(runner):
             if not loss.auto_counts:
                 continue
-            unit = loss.count_unit
-            if unit not in self._counts:
-                self._counts[unit] = counts_of_training_data(runner, unit)
-            counts, before = self._counts[unit], loss.class_counts
+            how = counted_as(runner.model, loss)
+            key = tuple(how.values())
+            if key not in self._counts:
+                self._counts[key] = _count(runner, **how)
+            counts, before = self._counts[key], loss.class_counts
             loss.set_class_counts(counts)
             if before.numel() == 0:
                 runner.logger.info(
@@ -109,6 +118,8 @@ class ClassCountsHook(Hook):
         for metric in loop.evaluator.metrics:
             if not isinstance(metric, FrequencyMetric):
                 continue
+            if getattr(metric, 'ignore_index', 0) is None:
+                metric.ignore_index = evaluated_label(runner.model)
             counts, names = metric.class_counts, names_of(loop)
             if isinstance(counts, str):
                 counts = self._natural_counts(runner, metric.count_unit)
@@ -119,7 +130,8 @@ class ClassCountsHook(Hook):
 
     def _natural_counts(self, runner: Runner, unit: str | None) -> ClassCounts:
         try:
-            return counts_of_training_data(runner, unit, as_drawn=False)
+            ignored = evaluated_label(runner.model)
+            return _count(runner, unit, as_drawn=False, ignore_index=ignored)
         except NoTrainingDataError as error:
             # A machine that only tests: the checkpoint knows what was drawn.
             scope = runner.cfg.get('default_scope', '')
@@ -140,6 +152,17 @@ class ClassCountsHook(Hook):
                         f'{name} in the checkpoint',
                     )
             raise
+
+
+def _count(runner: Runner, *args: Any, **kwargs: Any) -> ClassCounts:
+    try:
+        return counts_of_training_data(runner, *args, **kwargs)
+    except StrayLabelError as error:
+        if len(error.labels) > 1 or not is_training(runner):
+            raise
+        # It may be the label of pixels without a class.
+        lines = lines_to_paste(runner, error.labels[0])
+        raise StrayLabelError(f'{error}{lines}', error.labels) from None
 
 
 def is_training(runner: Runner) -> bool:

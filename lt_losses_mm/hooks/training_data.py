@@ -27,6 +27,7 @@ def counts_of_training_data(
     runner: Runner,
     unit: str | None = None,
     as_drawn: bool = True,
+    ignore_index: int = 255,
 ) -> ClassCounts:
     """Class counts of the runner's training data.
 
@@ -36,20 +37,22 @@ def counts_of_training_data(
         as_drawn (bool): Whether to count what the model sees in an epoch
             (priors), or each sample that it sees once (groups by training
             frequency).
+        ignore_index (int): Label of the pixels that are left out.
 
     Raises:
         NoTrainingDataError: There is no training data to count.
     """
     loader = _train_dataloader(runner)
-    num_classes = _num_classes(runner, loader.dataset)
+    options: Any = dict(
+        unit=unit,
+        num_classes=_num_classes(runner, loader.dataset),
+        ignore_index=ignore_index,
+    )
     if as_drawn:
         return count_dataset(
-            loader.dataset,
-            sampler=_sampler(loader),
-            unit=unit,
-            num_classes=num_classes,
+            loader.dataset, sampler=_sampler(loader), **options
         )
-    return natural_counts(loader.dataset, unit=unit, num_classes=num_classes)
+    return natural_counts(loader.dataset, **options)
 
 
 def balanced_by(runner: Runner) -> str | None:

@@ -1,0 +1,204 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Segmentation: which pixels are not trained, said in one place for all."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator, NamedTuple
+
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from ..hosts import HOSTS, MMSEG
+from ..losses import LongTailLoss
+from ..messages import describe, fault, listed, logger
+from ..priors import datasets_within, transforms_within
+
+_USUAL = 255  # what mmseg ignores where nothing is said
+
+
+class Place(NamedTuple):
+    """A key of the config that says, or takes, the label to ignore."""
+
+    key: str
+    value: Any
+    # Whether the default, 255, means nothing there.
+    optional: bool = False
+
+
+def label_heads(
+    model: nn.Module,
+) -> Iterator[tuple[str, nn.Module, list[LongTailLoss]]]:
+    """Heads whose labels come from masks, with their losses of ours."""
+    if is_model_wrapper(model):
+        model = model.module
+    for name, head in model.named_modules():
+        loss = next(
+            filter(None, (getattr(head, host.loss, None) for host in HOSTS)),
+            None,
+        )
+        if isinstance(loss, nn.Module) and hasattr(head, 'ignore_index'):
+            ours = [x for x in loss.modules() if isinstance(x, LongTailLoss)]
+            yield name, head, ours
+
+
+def ignored_label(head: Any, loss: Any = None) -> int:
+    """The label of the pixels that a head leaves out.
+
+    The head's own value, which it passes to its losses; else the loss's; else
+    255.
+    """
+    for known in (head, loss):
+        value = getattr(known, 'ignore_index', None)
+        if value is not None:
+            return value
+    return _USUAL
+
+
+def counted_as(model: nn.Module, loss: LongTailLoss) -> dict[str, Any]:
+    """The unit and the ignored label to count the loss's labels with."""
+    for _, head, ours in label_heads(model):
+        if any(loss is one for one in ours):
+            unit = loss.count_unit
+            if not hasattr(head, MMSEG.loss):
+                # A row is a segment, and each class of an image is one.
+                unit = unit or 'image'
+            return dict(unit=unit, ignore_index=ignored_label(head, loss))
+    return dict(unit=loss.count_unit, ignore_index=ignored_label(None, loss))
+
+
+def evaluated_label(model: nn.Module) -> int:
+    """The label of the pixels that the model's result leaves out."""
+    main = [
+        ignored_label(head, *ours[:1])
+        for name, head, ours in label_heads(model)
+        if name.startswith('decode_head')
+    ]
+    return main[-1] if main else _USUAL
+
+
+def check_segmentation(runner: Runner) -> None:
+    """Compare, before training, all that has to agree on masks.
+
+    Losses take the head's label to ignore as their own, for heads that call
+    them without it (DDRHead).
+
+    Raises:
+        ValueError: A head has one logit for two classes, or padding has a
+            label that is no class and is not ignored.
+    """
+    heads = [h for h in label_heads(runner.model) if hasattr(h[1], MMSEG.loss)]
+    if not any(ours for _, _, ours in heads):
+        return
+    for name, head, ours in heads:
+        for loss in ours:
+            _check_channels(f'model.{name}', head, loss)
+    places, padding = list(_places(runner)), list(_padding(runner))
+    meant = next((p.value for p in places if p.value != _USUAL), _USUAL)
+    for _, head, ours in heads:
+        for loss in ours:
+            loss.ignore_index = ignored = ignored_label(head, loss)
+            for key, value, _ in padding:
+                if value != ignored and not 0 <= value < head.num_classes:
+                    raise ValueError(
+                        describe(
+                            key,
+                            value,
+                            f'ignore_index={ignored} of {type(head).__name__},'
+                            f' or one of its {head.num_classes} classes, '
+                            'because padded pixels get it as their label',
+                        )
+                        + lines_to_paste(runner, meant)
+                    )
+    wrong = [
+        f'{key}={value}'
+        for key, value, optional in places + padding
+        if value != meant and not (optional and value == _USUAL)
+    ]
+    if wrong:
+        logger.warning(
+            f'ignore_index={meant} is not said everywhere: {listed(wrong)}. '
+            'Losses and class counts go by their own heads'
+            + lines_to_paste(runner, meant)
+        )
+
+
+def lines_to_paste(runner: Runner, label: int) -> str:
+    """What the config has to say so that everything ignores a label."""
+    lines = [
+        f'\n  {place.key}={label}'
+        for place in [*_places(runner), *_padding(runner)]
+        if place.value != label
+    ]
+    return (
+        f'. If pixels of label {label} have no class, say so in the config, '
+        f'or after --cfg-options:{"".join(lines)}'
+    )
+
+
+def _check_channels(key: str, head: Any, loss: LongTailLoss) -> None:
+    classes = head.num_classes
+    if getattr(head, 'out_channels', classes) == 1 < classes:
+        reason = (
+            'weighs one class against the other'
+            if loss.use_sigmoid
+            else 'is a softmax, which is 1 for a single logit'
+        )
+        raise fault(
+            f'{key}.out_channels',
+            1,
+            f'{classes}, a logit for each class, because '
+            f'{type(loss).__name__} {reason}',
+            f'out_channels={classes}, and no threshold',
+        )
+
+
+def _places(runner: Runner) -> Iterator[Place]:
+    """Where it is said which label is ignored, the main head first."""
+    heads = list(label_heads(runner.model))
+    for name, head, ours in sorted(heads, key=lambda h: 'auxiliary' in h[0]):
+        key, ignored = f'model.{name}', ignored_label(head, *ours[:1])
+        yield Place(f'{key}.ignore_index', ignored)
+        for part, loss in head.named_modules():
+            said = loss.ignore_index if loss in ours else None
+            if said not in (None, ignored):
+                yield Place(f'{key}.{part}.ignore_index', said)
+    for split in ('val', 'test'):
+        metrics = runner.cfg.get(f'{split}_evaluator')
+        several = isinstance(metrics, (list, tuple))
+        for i, metric in enumerate(metrics if several else [metrics]):
+            if isinstance(metric, dict):
+                kind = str(metric.get('type'))
+                usual = _USUAL if kind.endswith('IoUMetric') else None
+                value = metric.get('ignore_index', usual)
+                if value is not None:
+                    part = f'.{i}' if several else ''
+                    key = f'{split}_evaluator{part}.ignore_index'
+                    yield Place(key, value)
+    for key, part in _train_parts(runner):
+        if hasattr(part, 'ignore_index'):
+            yield Place(f'{key}.ignore_index', part.ignore_index, True)
+
+
+def _padding(runner: Runner) -> Iterator[Place]:
+    """Labels that pixels get which no mask has."""
+    model = runner.model
+    if is_model_wrapper(model):
+        model = model.module
+    parts = [('model.data_preprocessor', model.data_preprocessor)]
+    for key, part in [*parts, *_train_parts(runner)]:
+        for name in ('seg_pad_val', 'seg_fill_in'):
+            if getattr(part, name, None) is not None:
+                yield Place(f'{key}.{name}', getattr(part, name))
+        pad = getattr(part, 'pad_val', None)  # of mmcv's Pad
+        if isinstance(pad, dict) and 'seg' in pad:
+            yield Place(f'{key}.pad_val.seg', pad['seg'])
+
+
+def _train_parts(runner: Runner) -> Iterator[tuple[str, Any]]:
+    """The training data sets, their wrappers and transforms, with keys."""
+    dataset = runner._train_loop.dataloader.dataset
+    for key, part in datasets_within(dataset, 'train_dataloader.dataset'):
+        yield key, part
+        pipeline = vars(part).get('pipeline') or ()
+        yield from transforms_within(pipeline, f'{key}.pipeline')
