@@ -11,7 +11,7 @@ from torch import nn
 
 from ..hosts import HOSTS, MMSEG
 from ..losses import LongTailLoss
-from ..messages import describe, fault, listed, logger
+from ..messages import describe, fault, logger
 from ..priors import datasets_within, transforms_within
 
 _USUAL = 255  # what mmseg ignores where nothing is said
@@ -116,8 +116,10 @@ def check_segmentation(runner: Runner) -> None:
         if value != meant and not (optional and value == _USUAL)
     ]
     if wrong:
+        more = f' and {len(wrong) - 10} more' if len(wrong) > 10 else ''
         logger.warning(
-            f'ignore_index={meant} is not said everywhere: {listed(wrong)}. '
+            f'ignore_index={meant} is not said everywhere: '
+            f'{", ".join(wrong[:10])}{more}. '
             'Losses and class counts go by their own heads'
             + lines_to_paste(runner, meant)
         )
