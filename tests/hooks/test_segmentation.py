@@ -86,7 +86,7 @@ def head(**options):
     )
 
 
-def config(dataset, decode=None, aux=None, **options):
+def config(dataset, decode=None, aux=None, val=None, **options):
     loader = dict(
         batch_size=2,
         num_workers=0,
@@ -121,7 +121,9 @@ def config(dataset, decode=None, aux=None, **options):
         default_hooks=dict(logger=None),
     )
     for split in ('val', 'test'):
-        found[f'{split}_dataloader'] = dict(loader, batch_size=1)
+        found[f'{split}_dataloader'] = dict(
+            loader, batch_size=1, dataset=val or dataset
+        )
         found[f'{split}_cfg'] = dict()
         found[f'{split}_evaluator'] = OURS
     return Config(copy.deepcopy(dict(found, **options)))
@@ -261,19 +263,17 @@ def test_unlabelled_is_eleven(data, ready, caplog, several):
     """One error, with all lines."""
     found = masks(0, 1, 2, 11)
     metrics = [OURS, dict(type='IoUMetric')]
-    dataset = data(*found)
-    dataset['pipeline'].insert(
-        2,
-        dict(
-            type='RandomApply',
-            transforms=[dict(type='RandomRotate', prob=1.0, degree=9)],
-        ),
-    )
+    plain = data(*found)
+    rotate = dict(type='RandomRotate', prob=1.0, degree=9)
+    load, read, pack = plain['pipeline']
+    rotate = dict(type='RandomApply', transforms=[rotate])
+    dataset = dict(plain, pipeline=[load, read, rotate, pack])
     aux = [head(), head(loss_decode=PLAIN)] if several else head()
     cfg = config(
         dict(type='RepeatDataset', times=2, dataset=dataset),
         head(loss_decode=[BALANCED, PLAIN] if several else BALANCED),
         aux,
+        plain,
         val_evaluator=metrics,
         test_evaluator=metrics[1],
     )
