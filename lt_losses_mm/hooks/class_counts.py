@@ -139,7 +139,8 @@ class ClassCountsHook(Hook):
             unit = unit or usual
             for name, loss in losses(runner):
                 known, names = loss.class_counts.numel(), self._saved_names
-                if known and unit == (loss.count_unit or usual):
+                counted = counted_as(runner.model, loss)['unit'] or usual
+                if known and unit == counted:
                     runner.logger.warning(
                         f'{error} Metrics take their groups from the class '
                         f'counts of {name} in the checkpoint, which are those '

@@ -18,6 +18,7 @@ from ..messages import describe, fault
 from ..priors import ClassCounts, joined, load_class_counts
 from ..priors.shift import Background, sigmoid_shift, softmax_shift
 from ..registry import HOOKS
+from .segmentation import evaluated_label
 from .training_data import counts_of_training_data, names_of
 
 
@@ -92,7 +93,11 @@ class PostHocLogitAdjustmentHook(Hook):
     def _adjust(self, runner: Runner, loop: Any) -> None:
         self._restore()
         if self._counts is None:
-            self._counts = counts_of_training_data(runner, self.count_unit)
+            self._counts = counts_of_training_data(
+                runner,
+                self.count_unit,
+                ignore_index=evaluated_label(runner.model),
+            )
         elif not self._auto:
             # The model's labels are those of the data that it is tested on.
             names = names_of(loop)

@@ -26,20 +26,22 @@ class Place(NamedTuple):
     optional: bool = False
 
 
+def _unwrapped(model: Any) -> Any:
+    return model.module if is_model_wrapper(model) else model
+
+
 def label_heads(
     model: nn.Module,
 ) -> Iterator[tuple[str, nn.Module, list[LongTailLoss]]]:
-    """Heads whose labels come from masks, with their losses of ours."""
-    if is_model_wrapper(model):
-        model = model.module
-    for name, head in model.named_modules():
-        loss = next(
-            filter(None, (getattr(head, host.loss, None) for host in HOSTS)),
-            None,
-        )
-        if isinstance(loss, nn.Module) and hasattr(head, 'ignore_index'):
-            ours = [x for x in loss.modules() if isinstance(x, LongTailLoss)]
-            yield name, head, ours
+    """Heads with a classification loss, and their losses of ours."""
+    for name, head in _unwrapped(model).named_modules():
+        for host in HOSTS:
+            loss = getattr(head, host.loss, None)
+            if isinstance(loss, nn.Module):
+                found = loss.modules()
+                ours = [x for x in found if isinstance(x, LongTailLoss)]
+                yield name, head, ours
+                break
 
 
 def ignored_label(head: Any, loss: Any = None) -> int:
@@ -59,10 +61,10 @@ def counted_as(model: nn.Module, loss: LongTailLoss) -> dict[str, Any]:
     """The unit and the ignored label to count the loss's labels with."""
     for _, head, ours in label_heads(model):
         if any(loss is one for one in ours):
-            unit = loss.count_unit
-            if not hasattr(head, MMSEG.loss):
-                # A row is a segment, and each class of an image is one.
-                unit = unit or 'image'
+            # Of masks, only these heads classify pixels. Others classify
+            # segments, and each class of an image is one.
+            of_pixels = hasattr(head, MMSEG.loss)
+            unit = loss.count_unit or (None if of_pixels else 'image')
             return dict(unit=unit, ignore_index=ignored_label(head, loss))
     return dict(unit=loss.count_unit, ignore_index=ignored_label(None, loss))
 
@@ -157,7 +159,11 @@ def _check_channels(key: str, head: Any, loss: LongTailLoss) -> None:
 
 def _places(runner: Runner) -> Iterator[Place]:
     """Where it is said which label is ignored, the main head first."""
-    heads = list(label_heads(runner.model))
+    heads = [
+        one
+        for one in label_heads(runner.model)
+        if hasattr(one[1], 'ignore_index')
+    ]
     for name, head, ours in sorted(heads, key=lambda h: 'auxiliary' in h[0]):
         key, ignored = f'model.{name}', ignored_label(head, *ours[:1])
         yield Place(f'{key}.ignore_index', ignored)
@@ -170,7 +176,8 @@ def _places(runner: Runner) -> Iterator[Place]:
         several = isinstance(metrics, (list, tuple))
         for i, metric in enumerate(metrics if several else [metrics]):
             if isinstance(metric, dict):
-                kind = str(metric.get('type'))
+                kind: Any = metric.get('type')
+                kind = getattr(kind, '__name__', str(kind))
                 usual = _USUAL if kind.endswith('IoUMetric') else None
                 value = metric.get('ignore_index', usual)
                 if value is not None:
@@ -178,15 +185,13 @@ def _places(runner: Runner) -> Iterator[Place]:
                     key = f'{split}_evaluator{part}.ignore_index'
                     yield Place(key, value)
     for key, part in _train_parts(runner):
-        if hasattr(part, 'ignore_index'):
+        if getattr(part, 'ignore_index', None) is not None:
             yield Place(f'{key}.ignore_index', part.ignore_index, True)
 
 
 def _padding(runner: Runner) -> Iterator[Place]:
     """Labels that pixels get which no mask has."""
-    model = runner.model
-    if is_model_wrapper(model):
-        model = model.module
+    model = _unwrapped(runner.model)
     parts = [('model.data_preprocessor', model.data_preprocessor)]
     for key, part in [*parts, *_train_parts(runner)]:
         for name in ('seg_pad_val', 'seg_fill_in'):
