@@ -61,10 +61,8 @@ def counted_as(model: nn.Module, loss: LongTailLoss) -> dict[str, Any]:
     """The unit and the ignored label to count the loss's labels with."""
     for _, head, ours in label_heads(model):
         if any(loss is one for one in ours):
-            # Of masks, only these heads classify pixels. Others classify
-            # segments, and each class of an image is one.
-            of_pixels = hasattr(head, MMSEG.loss)
-            unit = loss.count_unit or (None if of_pixels else 'image')
+            usual = None if _of_pixels(head) else 'image'
+            unit = loss.count_unit or usual
             return dict(unit=unit, ignore_index=ignored_label(head, loss))
     return dict(unit=loss.count_unit, ignore_index=ignored_label(None, loss))
 
@@ -86,20 +84,23 @@ def check_segmentation(runner: Runner) -> None:
     them without it (DDRHead).
 
     Raises:
-        ValueError: A head has one logit for two classes, or padding has a
-            label that is no class and is not ignored.
+        ValueError: A head has one logit for two classes, or classifies
+            segments by counts of pixels, or padding has a label that is no
+            class and is not ignored.
     """
-    heads = [h for h in label_heads(runner.model) if hasattr(h[1], MMSEG.loss)]
+    heads = list(_segmenting(runner))
     if not any(ours for _, _, ours in heads):
         return
     for name, head, ours in heads:
         for loss in ours:
-            _check_channels(f'model.{name}', head, loss)
+            _check_rows(f'model.{name}', head, loss)
     places, padding = list(_places(runner)), list(_padding(runner))
     meant = next((p.value for p in places if p.value != _USUAL), _USUAL)
     for _, head, ours in heads:
         for loss in ours:
-            loss.ignore_index = ignored = ignored_label(head, loss)
+            ignored = ignored_label(head, loss)
+            if _of_pixels(head):
+                loss.ignore_index = ignored
             for key, value, _ in padding:
                 if value != ignored and not 0 <= value < head.num_classes:
                     raise ValueError(
@@ -140,8 +141,24 @@ def lines_to_paste(runner: Runner, label: int) -> str:
     )
 
 
-def _check_channels(key: str, head: Any, loss: LongTailLoss) -> None:
-    classes = head.num_classes
+def _of_pixels(head: Any) -> bool:
+    """Whether a row of the head's labels is a pixel.
+
+    Other heads that learn from masks (Mask2Former) classify segments, and
+    each class of an image is one.
+    """
+    return hasattr(head, MMSEG.loss)
+
+
+def _segmenting(runner: Runner) -> list[Any]:
+    """Heads that learn from masks, the main one first."""
+    found = label_heads(runner.model)
+    heads = [one for one in found if hasattr(one[1], 'ignore_index')]
+    return sorted(heads, key=lambda one: 'auxiliary' in one[0])
+
+
+def _check_rows(key: str, head: Any, loss: LongTailLoss) -> None:
+    kind, classes = type(head).__name__, head.num_classes
     if getattr(head, 'out_channels', classes) == 1 < classes:
         reason = (
             'weighs one class against the other'
@@ -155,16 +172,22 @@ def _check_channels(key: str, head: Any, loss: LongTailLoss) -> None:
             f'{type(loss).__name__} {reason}',
             f'out_channels={classes}, and no threshold',
         )
+    counts = loss.known_counts
+    unit = loss.count_unit if counts is None else counts.unit
+    if unit == 'pixel' and not _of_pixels(head):
+        raise fault(
+            'count_unit',
+            'pixel',
+            f"'image', because {kind} classifies segments, of which an image "
+            'has one for each of its classes, and no pixels',
+            "class_counts='auto' counts them so; leave count_unit out",
+            key,
+        )
 
 
 def _places(runner: Runner) -> Iterator[Place]:
     """Where it is said which label is ignored, the main head first."""
-    heads = [
-        one
-        for one in label_heads(runner.model)
-        if hasattr(one[1], 'ignore_index')
-    ]
-    for name, head, ours in sorted(heads, key=lambda h: 'auxiliary' in h[0]):
+    for name, head, ours in _segmenting(runner):
         key, ignored = f'model.{name}', ignored_label(head, *ours[:1])
         yield Place(f'{key}.ignore_index', ignored)
         for part, loss in head.named_modules():

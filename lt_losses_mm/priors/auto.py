@@ -9,7 +9,7 @@ import numpy as np
 from torch import distributed
 from torch.utils.data import ConcatDataset, Subset
 
-from ..messages import fault, logger
+from ..messages import fault
 from .counts import ClassCounts, check_num_classes, check_unit
 from .masks import class_sums
 from .names import class_names, label_names

@@ -106,10 +106,10 @@ def class_sums(
     sums = np.bincount(found.label[counted], weight[counted], num_classes)
     seen = np.array([drawn[counted].sum(), drawn[ignored].sum()])
     if seen[1]:
+        share = f'{100 * seen[1] / seen.sum():.3g} % of the pixels'
         logger.info(
-            f'{100 * seen[1] / seen.sum():.3g} % of the pixels of {len(index)} '
-            f'masks have the label ignore_index={ignore_index} and are left '
-            'out'
+            f'{share} of {len(index)} masks have the label ignore_index='
+            f'{ignore_index} and are left out'
         )
     return sums, seen
 

@@ -365,20 +365,87 @@ def test_one_logit_for_two_classes(data, ready, loss_type):
         )
 
 
-class SegmentHead(nn.Module):
-    """As Mask2Former's: rows are segments."""
+def segments(**options):
+    """As small as Mask2Former's head comes."""
+    return dict(
+        type='Mask2FormerHead',
+        num_classes=3,
+        in_channels=[8, 16],
+        strides=[4, 4],
+        feat_channels=16,
+        out_channels=16,
+        num_queries=4,
+        num_transformer_feat_level=1,
+        pixel_decoder=dict(
+            type='mmdet.MSDeformAttnPixelDecoder',
+            num_outs=1,
+            norm_cfg=dict(type='GN', num_groups=2),
+            encoder=dict(
+                num_layers=1,
+                layer_cfg=dict(
+                    self_attn_cfg=dict(
+                        embed_dims=16, num_heads=2, num_levels=1
+                    ),
+                    ffn_cfg=dict(embed_dims=16, feedforward_channels=16),
+                ),
+            ),
+            positional_encoding=dict(num_feats=8, normalize=True),
+        ),
+        positional_encoding=dict(num_feats=8, normalize=True),
+        transformer_decoder=dict(
+            return_intermediate=True,
+            num_layers=1,
+            layer_cfg=dict(
+                self_attn_cfg=dict(embed_dims=16, num_heads=2),
+                cross_attn_cfg=dict(embed_dims=16, num_heads=2),
+                ffn_cfg=dict(embed_dims=16, feedforward_channels=16),
+            ),
+        ),
+        loss_cls=dict(BALANCED, class_weight=[1.0, 1.0, 1.0, 0.1], **options),
+        loss_mask=dict(type='mmdet.CrossEntropyLoss', use_sigmoid=True),
+        loss_dice=dict(type='mmdet.DiceLoss', naive_dice=True, eps=1.0),
+        train_cfg=dict(
+            num_points=8,
+            oversample_ratio=3.0,
+            importance_sample_ratio=0.75,
+            assigner=dict(
+                type='mmdet.HungarianAssigner',
+                match_costs=[dict(type='mmdet.ClassificationCost')],
+            ),
+            sampler=dict(type='mmdet.MaskPseudoSampler'),
+        ),
+    )
 
-    def __init__(self, **options):
-        super().__init__()
-        self.ignore_index = 11
-        self.loss_cls = BalancedSoftmaxLoss(**options)
+
+def test_segments_are_counted_by_images(data, ready):
+    """Mask2Former: a row is a segment, and each class of an image is one."""
+    found = [*masks(0, 1, 2, 11), *masks(0, 1, n=2), *masks(0, 11, n=1)]
+    cfg = config(data(*found), dict(segments(), ignore_index=11))
+    cfg.model.data_preprocessor.seg_pad_val = 11
+    cfg.model.backbone.out_indices = (0, 1)
+    runner = ready(cfg)
+    loss = runner.model.decode_head.loss_cls
+    assert loss.class_counts.tolist() == [7, 6, 4]
+    assert loss.known_counts.unit == 'image'
+    assert loss.ignore_index is None  # of queries
+    assert runner.val_evaluator.metrics[0].class_counts.unit == 'pixel'
+    assert runner.val_evaluator.metrics[0].ignore_index == 11
+    cfg.model.decode_head.loss_cls.count_unit = 'pixel'
+    with pytest.raises(
+        ValueError, match="decode_head: count_unit='pixel', expected 'image'"
+    ):
+        ready(cfg)
+    cfg.model.data_preprocessor.seg_pad_val = 255
+    del cfg.model.decode_head.loss_cls.count_unit
+    with pytest.raises(ValueError, match='seg_pad_val=255.*ignore_index=11'):
+        ready(cfg)
 
 
-def test_segments_are_counted_as_images_that_hold_the_class():
+def test_segments_of_a_head_without_ignore_index():
+    """Of mmdet; other losses of a model are counted by their data."""
     model = nn.Module()
-    model.decode_head = SegmentHead()
-    loss = model.decode_head.loss_cls
-    assert counted_as(model, loss) == dict(unit='image', ignore_index=11)
-    model.decode_head = SegmentHead(count_unit='pixel')
-    loss = model.decode_head.loss_cls
-    assert counted_as(model, loss) == dict(unit='pixel', ignore_index=11)
+    model.head = nn.Module()
+    model.head.loss_cls = loss = BalancedSoftmaxLoss()
+    model.own = other = BalancedSoftmaxLoss(ignore_index=7)
+    assert counted_as(model, loss) == dict(unit='image', ignore_index=255)
+    assert counted_as(model, other) == dict(unit=None, ignore_index=7)
