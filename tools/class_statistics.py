@@ -19,6 +19,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, init_default_scope
 from rich.console import Console
 from rich.table import Table
 
+from lt_losses_mm.hooks.segmentation import label_of_config
 from lt_losses_mm.priors import (
     BENCHMARKS,
     UNITS,
@@ -127,12 +128,20 @@ def from_config(
             loader.sampler, default_args=dict(dataset=dataset, seed=0)
         )
     num_classes = None if class_names(dataset) else classes_of_heads(cfg)
+    ignored = label_of_config(cfg)
     counts = count_dataset(
-        dataset, sampler=sampler, unit=args.unit, num_classes=num_classes
+        dataset,
+        sampler=sampler,
+        unit=args.unit,
+        num_classes=num_classes,
+        ignore_index=ignored,
     )
     # The groups describe the data, not how they are sampled.
     by_image = natural_counts(
-        dataset, num_classes=counts.num_classes, unit='image'
+        dataset,
+        num_classes=counts.num_classes,
+        unit='image',
+        ignore_index=ignored,
     )
     facts = {
         'samples an epoch': f'{len(dataset):,}',

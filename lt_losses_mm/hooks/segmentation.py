@@ -57,6 +57,16 @@ def ignored_label(head: Any, loss: Any = None) -> int:
     return _USUAL
 
 
+def label_of_config(cfg: Any) -> int:
+    """:func:`evaluated_label` of a config whose model is not built."""
+    head = cfg.get('model', {}).get('decode_head', {})
+    head = head[-1] if isinstance(head, (list, tuple)) else head
+    head = head.get('kernel_generate_head', head)
+    losses = head.get(MMSEG.loss, {})
+    loss = losses[0] if isinstance(losses, (list, tuple)) else losses
+    return ignored_label(head, loss)
+
+
 def counted_as(model: nn.Module, loss: LongTailLoss) -> dict[str, Any]:
     """The unit and the ignored label to count the loss's labels with."""
     for _, head, ours in label_heads(model):
