@@ -21,12 +21,15 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, init_default_scope
 from rich.console import Console
 from rich.table import Table
 
+from lt_losses_mm.hooks.segmentation import label_of_config
 from lt_losses_mm.hosts import HOSTS
 from lt_losses_mm.priors import (
     BENCHMARKS,
     UNITS,
     ClassCounts,
+    class_names,
     count_dataset,
+    empty_classes,
     expected_draws,
     frequency_groups,
     frequency_thirds,
@@ -199,16 +202,18 @@ def from_config(
         )
     found = list(heads(cfg))
     classes = None
-    if not (getattr(dataset, 'metainfo', None) or {}).get('classes'):
+    if not class_names(dataset):
         # Lists of files carry no names; the heads know how many.
         sizes = {head.num_classes for head in found} - {None}
         classes = sizes.pop() if len(sizes) == 1 else None
+    ignored = label_of_config(cfg)
     counts = count_dataset(
         dataset,
         sampler=sampler,
         unit=args.unit,
         num_classes=classes,
         progress=sys.stdout.isatty(),
+        ignore_index=ignored,
     )
     kind = args.groups or (
         'thirds'
@@ -223,7 +228,10 @@ def from_config(
     natural = counts
     if balancing is not None or unit != counts.unit:
         natural = natural_counts(
-            dataset, num_classes=counts.num_classes, unit=unit
+            dataset,
+            num_classes=counts.num_classes,
+            unit=unit,
+            ignore_index=ignored,
         )
     facts = {
         'data': counts.source,
@@ -335,6 +343,7 @@ def _test_set(cfg: Config, counts: ClassCounts) -> str:
                 num_classes=counts.num_classes,
                 unit=counts.unit,
                 progress=sys.stdout.isatty(),
+                ignore_index=label_of_config(cfg),
             )
         except (OSError, ValueError) as error:
             return f'{split} data not known ({str(error)[:200]})'
@@ -378,6 +387,9 @@ def report(
     }.items():
         summary.add_row(key, str(value))
     console.print(summary)
+    note = empty_classes(counts)
+    if note:
+        console.print(note, style='yellow', markup=False, highlight=False)
 
     group_of = np.full(counts.num_classes, '', dtype=object)
     for name, members in (groups or {}).items():

@@ -13,15 +13,22 @@ from ..losses import LongTailLoss
 from ..metrics.base import FrequencyMetric
 from ..priors import (
     ClassCounts,
-    class_names,
+    StrayLabelError,
     empty_classes,
     joined,
     same_labels,
 )
 from ..registry import HOOKS
+from .segmentation import (
+    check_segmentation,
+    counted_as,
+    evaluated_label,
+    lines_to_paste,
+)
 from .training_data import (
     NoTrainingDataError,
     counts_of_training_data,
+    names_of,
     names_of_training_data,
 )
 
@@ -47,18 +54,19 @@ class ClassCountsHook(Hook):
     # Before EMAHook (NORMAL) copies the model, so that both copies have
     # buffers of one size.
     priority = 'VERY_HIGH'
+    _saved_names: Any = None
 
     def before_run(self, runner: Runner) -> None:
         """Fill before hooks that copy the model."""
-        self._counts: dict[str | None, ClassCounts] = {}
-        self._saved_names: Any = None
+        self._counts: dict[Any, ClassCounts] = {}
         if is_training(runner) and losses(runner):
+            check_segmentation(runner)
             names = names_of_training_data(runner)
             for _, loss in losses(runner):
                 if loss.known_counts is not None:
                     counts = joined(loss.known_counts, names, _TRAINING)
                     loss.set_class_counts(counts)
-            evaluated = _names(runner._val_loop)
+            evaluated = names_of(runner._val_loop)
             same_labels(names, _TRAINING, evaluated, 'the validation data')
             self._fill_losses(runner)
 
@@ -83,10 +91,11 @@ class ClassCountsHook(Hook):
         for name, loss in losses(runner):
             if not loss.auto_counts:
                 continue
-            unit = loss.count_unit
-            if unit not in self._counts:
-                self._counts[unit] = counts_of_training_data(runner, unit)
-            counts, before = self._counts[unit], loss.class_counts
+            how = counted_as(runner.model, loss)
+            key = tuple(how.values())
+            if key not in self._counts:
+                self._counts[key] = _count(runner, **how)
+            counts, before = self._counts[key], loss.class_counts
             loss.set_class_counts(counts)
             if before.numel() == 0:
                 runner.logger.info(
@@ -109,7 +118,9 @@ class ClassCountsHook(Hook):
         for metric in loop.evaluator.metrics:
             if not isinstance(metric, FrequencyMetric):
                 continue
-            counts, names = metric.class_counts, _names(loop)
+            if getattr(metric, 'ignore_index', 0) is None:
+                metric.ignore_index = evaluated_label(runner.model)
+            counts, names = metric.class_counts, names_of(loop)
             if isinstance(counts, str):
                 counts = self._natural_counts(runner, metric.count_unit)
                 same_labels(counts.names, _TRAINING, names, _EVALUATED)
@@ -119,15 +130,17 @@ class ClassCountsHook(Hook):
 
     def _natural_counts(self, runner: Runner, unit: str | None) -> ClassCounts:
         try:
-            return counts_of_training_data(runner, unit, as_drawn=False)
+            ignored = evaluated_label(runner.model)
+            return _count(runner, unit, as_drawn=False, ignore_index=ignored)
         except NoTrainingDataError as error:
             # A machine that only tests: the checkpoint knows what was drawn.
             scope = runner.cfg.get('default_scope', '')
             usual = {h.name: h.count_unit for h in HOSTS}.get(scope, 'image')
             unit = unit or usual
             for name, loss in losses(runner):
-                known = loss.class_counts.numel()
-                if known and unit == (loss.count_unit or usual):
+                known, names = loss.class_counts.numel(), self._saved_names
+                counted = counted_as(runner.model, loss)['unit'] or usual
+                if known and unit == counted:
                     runner.logger.warning(
                         f'{error} Metrics take their groups from the class '
                         f'counts of {name} in the checkpoint, which are those '
@@ -136,16 +149,21 @@ class ClassCountsHook(Hook):
                     return ClassCounts(
                         loss.class_counts.double().cpu().numpy(),
                         unit,
-                        self._saved_names,
+                        names if names and len(names) == known else None,
                         f'{name} in the checkpoint',
                     )
             raise
 
 
-def _names(loop: Any) -> tuple[str, ...] | None:
-    """Names of what a loop evaluates, if it is built."""
-    loader = getattr(loop, 'dataloader', None)
-    return None if loader is None else class_names(loader.dataset)
+def _count(runner: Runner, *args: Any, **kwargs: Any) -> ClassCounts:
+    try:
+        return counts_of_training_data(runner, *args, **kwargs)
+    except StrayLabelError as error:
+        if len(error.labels) > 1 or not is_training(runner):
+            raise
+        # It may be the label of pixels without a class.
+        lines = lines_to_paste(runner, error.labels[0])
+        raise StrayLabelError(f'{error}{lines}', error.labels) from None
 
 
 def is_training(runner: Runner) -> bool:

@@ -27,6 +27,7 @@ def counts_of_training_data(
     runner: Runner,
     unit: str | None = None,
     as_drawn: bool = True,
+    ignore_index: int = 255,
 ) -> ClassCounts:
     """Class counts of the runner's training data.
 
@@ -36,20 +37,22 @@ def counts_of_training_data(
         as_drawn (bool): Whether to count what the model sees in an epoch
             (priors), or each sample that it sees once (groups by training
             frequency).
+        ignore_index (int): Label of the pixels that are left out.
 
     Raises:
         NoTrainingDataError: There is no training data to count.
     """
     loader = _train_dataloader(runner)
-    num_classes = _num_classes(runner, loader.dataset)
+    options: Any = dict(
+        unit=unit,
+        num_classes=_num_classes(runner, loader.dataset),
+        ignore_index=ignore_index,
+    )
     if as_drawn:
         return count_dataset(
-            loader.dataset,
-            sampler=_sampler(loader),
-            unit=unit,
-            num_classes=num_classes,
+            loader.dataset, sampler=_sampler(loader), **options
         )
-    return natural_counts(loader.dataset, unit=unit, num_classes=num_classes)
+    return natural_counts(loader.dataset, **options)
 
 
 def stated_class_names(runner: Runner) -> list[Any]:
@@ -69,6 +72,12 @@ def balanced_by(runner: Runner) -> str | None:
 def names_of_training_data(runner: Runner) -> tuple[str, ...] | None:
     """Class names of the runner's training data, in label order."""
     return class_names(_train_dataloader(runner).dataset)
+
+
+def names_of(loop: Any) -> tuple[str, ...] | None:
+    """Class names of what a loop runs through, if it is built."""
+    loader = getattr(loop, 'dataloader', None)
+    return None if loader is None else class_names(loader.dataset)
 
 
 def _num_classes(runner: Runner, dataset: Any) -> int | None:

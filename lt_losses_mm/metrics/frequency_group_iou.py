@@ -47,7 +47,8 @@ class FrequencyGroupIoU(FrequencyMetric):
             thirds: head has more than ``high``, tail fewer than ``low``.
         background: Index of a background class that belongs to no group. It
             stays in mIoU, mAcc and aAcc.
-        ignore_index: Label of the pixels that are not evaluated.
+        ignore_index: Label of the pixels that are not evaluated. ``None``: a
+            ``Runner`` takes it from the decode head; elsewhere it is 255.
         per_class: Whether to report the IoU of each class, and to log a
             table with its name and frequency.
         collect_device: Where results of several ranks meet, ``'cpu'`` or
@@ -81,7 +82,7 @@ class FrequencyGroupIoU(FrequencyMetric):
         count_unit: str | None = None,
         thresholds: tuple[float, float] | None = None,
         background: int | None = None,
-        ignore_index: int = 255,
+        ignore_index: int | None = None,
         per_class: bool = False,
         collect_device: str = 'cpu',
         prefix: str | None = None,
@@ -112,6 +113,8 @@ class FrequencyGroupIoU(FrequencyMetric):
         """
         num_classes = len(self.dataset_meta['classes'])
         self.check_class_counts(num_classes)
+        if self.ignore_index is None:
+            self.ignore_index = 255
         for sample in data_samples:
             pred = sample['pred_sem_seg']['data'].squeeze()
             label = sample['gt_sem_seg']['data'].squeeze().to(pred.device)

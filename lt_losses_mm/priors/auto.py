@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from ..messages import fault
 from .counts import ClassCounts, check_num_classes, check_unit
-from .masks import pixel_table
+from .masks import class_sums
 from .names import class_names, label_names
 from .sampling import (
     BASE_DATASET,
@@ -39,6 +39,7 @@ def count_dataset(
     sampler: Any = None,
     num_classes: int | None = None,
     unit: str | None = None,
+    ignore_index: int = 255,
     progress: bool = True,
 ) -> ClassCounts:
     """Expected class counts of one epoch of a built data set of any host.
@@ -66,6 +67,8 @@ def count_dataset(
         num_classes: C, needed only for data without ``metainfo['classes']``.
         unit: 'image', 'instance', 'pixel', or None for the first unit of the
             task above.
+        ignore_index: Label of the pixels that the loss leaves out: that of
+            the head. What the data set says of it rules nothing in mmseg.
         progress: Show a progress bar while mask files are read.
 
     Returns:
@@ -82,7 +85,9 @@ def count_dataset(
     several = distributed.is_available() and distributed.is_initialized()
     if not several or distributed.get_rank() == 0:
         try:
-            answer[0] = _count(dataset, sampler, num_classes, unit, progress)
+            answer[0] = _count(
+                dataset, sampler, num_classes, unit, ignore_index, progress
+            )
         except Exception as error:  # the other ranks wait for the broadcast
             failure = error
             answer[1] = f'{type(error).__name__}: {error}'
@@ -96,7 +101,11 @@ def count_dataset(
 
 
 def natural_counts(
-    dataset: Any, *, num_classes: int | None = None, unit: str | None = None
+    dataset: Any,
+    *,
+    num_classes: int | None = None,
+    unit: str | None = None,
+    ignore_index: int = 255,
 ) -> ClassCounts:
     """Class counts of the samples that an epoch draws, each of them once.
 
@@ -108,6 +117,7 @@ def natural_counts(
         dataset: As in :func:`count_dataset`.
         num_classes: As in :func:`count_dataset`.
         unit: As in :func:`count_dataset`.
+        ignore_index: As in :func:`count_dataset`.
 
     Raises:
         ValueError: As in :func:`count_dataset`.
@@ -121,7 +131,10 @@ def natural_counts(
         for leaf, seen in drawn.values()
     ]
     return count_dataset(
-        ConcatDataset(parts), unit=unit, num_classes=num_classes
+        ConcatDataset(parts),
+        unit=unit,
+        num_classes=num_classes,
+        ignore_index=ignore_index,
     )
 
 
@@ -130,6 +143,7 @@ def _count(
     sampler: Any,
     num_classes: int | None,
     unit: str | None,
+    ignore_index: int,
     progress: bool,
 ) -> ClassCounts:
     check_unit(unit)
@@ -147,8 +161,8 @@ def _count(
                 'class_counts',
                 'auto',
                 f"one number of metainfo['classes'], got {sorted(sizes)}",
-                'give num_classes to the loss, or metainfo=dict(classes=...) '
-                'to the data set',
+                'say num_classes in all heads alike, or give the data set '
+                'metainfo=dict(classes=...)',
             )
         num_classes = sizes.pop()
     total, seen = np.zeros(num_classes), np.zeros(2)
@@ -168,8 +182,16 @@ def _count(
                 'choose one of these, or None for the default',
             )
         if task == 'segmentation':
-            table = pixel_table(leaf, index, num_classes, progress)
-            total += draws[index] @ (table if unit == 'pixel' else table > 0)
+            found, pixels = class_sums(
+                leaf,
+                index,
+                draws[index],
+                num_classes,
+                unit,
+                ignore_index,
+                progress,
+            )
+            total, seen = total + found, seen + pixels
         else:
             found, boxes = _count_labels(
                 leaf, index, draws[index], num_classes, form, unit

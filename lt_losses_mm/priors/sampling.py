@@ -135,6 +135,19 @@ def _describe(wrapper: Any) -> str:
     return name
 
 
+def datasets_within(dataset: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """A data set and those that it wraps, each with its key in a config."""
+    yield key, dataset
+    for i, inner in enumerate(_inside(dataset)):
+        if inner is getattr(dataset, 'dataset', None):
+            part = f'{key}.dataset'
+        elif kind_of(dataset, '__getitem__') == _SLICED:
+            part = key
+        else:
+            part = f'{key}.datasets.{i}'
+        yield from datasets_within(inner, part)
+
+
 def _init(dataset: Any) -> None:
     if hasattr(dataset, 'full_init'):
         dataset.full_init()
