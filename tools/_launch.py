@@ -113,7 +113,7 @@ def load_config(
         parser.error(
             f'default_scope={scope!r} in {args.config}: the package {scope} '
             f'is not installed. Install {modern} (modern stack) or '
-            f'{classic} (classic stack); see docs/install.md'
+            f'{classic} (classic stack), e.g. `mim install {classic}`'
         )
 
     if args.work_dir is not None:

@@ -113,7 +113,8 @@ class ImageListDataset(ClassificationDataset):
         _require(
             self.ann_file,
             'ann_file',
-            'see docs/datasets.md for the official lists',
+            "give the path of the benchmark's list, or write one, a line "
+            "'<path> <label>' a sample",
         )
         if self.ann_file.endswith('.json'):
             samples = self._read_json()
@@ -154,7 +155,7 @@ class ImageListDataset(ClassificationDataset):
                     if '\\' in first
                     else 'set data_prefix to the folder that the paths of the '
                     'list are relative to, or write a list for your folders '
-                    'with tools/prepare_dataset.py',
+                    'with `mim run mm-lt-losses prepare_dataset`',
                 )
             )
         return data_list

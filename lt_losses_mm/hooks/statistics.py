@@ -160,7 +160,8 @@ class StatisticsHook(Hook):
                         f'{name}: {type(loss).__name__} has seen no positive '
                         f'sample in {iteration} iterations. If the head never '
                         'calls it, or if all labels are ignored, it does '
-                        'nothing (see docs/head_compatibility.md)'
+                        'nothing: check ignore_index and the annotations, or '
+                        'take another head'
                     )
                 continue
             health = statistics.health(loss.saturated())
@@ -171,8 +172,10 @@ class StatisticsHook(Hook):
                 runner.logger.warning(
                     f'{name}: {type(loss).__name__} treats all classes as '
                     f'{loss.plain_form} does, after {iteration} '
-                    'iterations: its statistics change nothing (see '
-                    'docs/statistics.md)'
+                    'iterations: its statistics change nothing. Early in '
+                    'training that may pass; where it stays, no class has '
+                    'enough negatives, and a loss that does not need them '
+                    '(BalancedSoftmaxLoss) may serve the head better'
                 )
             scalars = {
                 f'statistics/{name}/{key}': value

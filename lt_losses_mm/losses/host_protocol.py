@@ -102,7 +102,8 @@ def counts_of_checkpoint(
                 'num_classes',
                 known,
                 f'{loaded.numel()}, as {key} of the checkpoint says',
-                'test with the classes of training',
+                'nothing if this fine-tunes for other classes, which are '
+                'counted anew; a test needs the classes of training',
                 type(loss).__name__,
             )
         )

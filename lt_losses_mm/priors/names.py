@@ -154,7 +154,8 @@ def joined(
             f'missing: {listed(missing) or "none"}; not among them: '
             f'{listed(further) or "none"}',
             'correct the names in either, or count the data anew '
-            "(class_counts='auto', tools/class_statistics.py)",
+            "(class_counts='auto', or `mim run mm-lt-losses "
+            'class_statistics CONFIG --out counts.json`)',
         )
     if moved:
         order = [ours.index(name) for name in theirs]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lt_losses_mm.priors import load_class_counts
+from lt_losses_mm.priors import ClassCounts, load_class_counts
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
@@ -213,7 +213,6 @@ def test_advice_for_a_classifier(advice):
         'Head: LinearClsHead with CrossEntropyLoss (softmax).',
         'Test set: balanced, test_dataloader has an imbalance factor of 1 ',
         "First try: type='lt_losses_mm.BalancedSoftmaxLoss'. Why: on the ",
-        'accuracy/class_mean',
     ):
         assert words in out
 
@@ -225,11 +224,11 @@ def test_advice_for_a_classifier(advice):
         ("type='mmpretrain.AsymmetricLoss'", 'BalancedSigmoidLoss'),
         (
             "type='FocalLoss'",
-            'not known; nothing was measured for FocalLoss (focal)',
+            'not known. Why: nothing was measured for FocalLoss',
         ),
         (
             "type='lt_losses_mm.SeesawSoftmaxLoss'",
-            'SeesawSoftmaxLoss, which the config has already',
+            'SeesawSoftmaxLoss. Why: the config has it already',
         ),
     ],
 )
@@ -262,16 +261,57 @@ def test_nothing_to_correct(run, config, tmp_path):
         loss="type='CrossEntropyLoss'", root=str(tmp_path), test='train.txt'
     )
     config.write_text(config.read_text() + model)
-    assert 'First try: nothing. The largest class has 1 times' in run(config)
+    assert (
+        'First try: nothing. Why: the largest class has only 1 times'
+        in run(config)
+    )
 
 
 def test_numbers_of_the_advice_are_those_of_the_page(run):
     """Each is in a row of the table that is written from the ledger."""
     tool = importlib.import_module('class_statistics')
-    page = (TOOLS.parent / 'docs/digits.md').read_text()
-    for (task, _), (_, why) in tool.FIRST.items():
+    digits, page = (
+        (TOOLS.parent / f'docs/{name}.md').read_text()
+        for name in ('digits', 'which_loss')
+    )
+    for key, (_, why) in tool.FIRST.items():
         for number in re.findall(r'\d+\.\d', why):
-            assert f'| {number} ± ' in page, (task, number)
+            if tool.MEASURED in why:
+                assert f'| {number} ± ' in digits, (key, number)
+            else:
+                assert number in page, (key, number)
+
+
+@pytest.mark.parametrize(
+    'scope, head, loss, classes, words',
+    [
+        ('mmdet', 'Shared2FCBBoxHead', {}, 80, 'BalancedSoftmaxLoss'),
+        ('mmdet', 'Shared2FCBBoxHead', {}, 500, 'SigmoidEqualizationLoss'),
+        ('mmdet', 'ATSSHead', 'FocalLoss', 80, 'keep the loss'),
+        ('mmdet', 'ATSSHead', 'FocalLoss', 1203, 'EqualizedFocalLoss'),
+        ('mmdet', 'DINOHead', 'FocalLoss', 1203, 'keep the loss'),
+        ('mmdet', 'GFLHead', 'QualityFocalLoss', 80, 'EqualizedQuality'),
+        ('mmdet', 'DETRHead', {}, 80, "count_unit='image'"),
+        ('mmseg', 'FCNHead', {}, 19, 'BalancedSoftmaxLoss'),
+        ('mmseg', 'Mask2FormerHead', {}, 19, "count_unit='image'"),
+        ('mmseg', 'FCNHead', 'FocalLoss', 19, 'not known'),
+    ],
+)
+def test_advice_for_heads(run, scope, head, loss, classes, words):
+    """As the page says."""
+    tool = importlib.import_module('class_statistics')
+    found = tool.heads(
+        dict(
+            model=dict(
+                bbox_head=dict(
+                    type=head, loss_cls=dict(type=loss or 'CrossEntropyLoss')
+                )
+            )
+        )
+    )
+    counts = ClassCounts([100] + [1] * (classes - 1))
+    *_, line = tool.advise(dict(default_scope=scope), list(found), counts)
+    assert line.startswith('First try: ') and words in line.split('Why:')[0]
 
 
 def test_heads_of_each_host():
