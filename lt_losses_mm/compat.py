@@ -13,23 +13,26 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
+# Up to torch 2.2 the tracer of ``torch.compile`` breaks graphs at data
+# classes, and fails after some of the breaks. So it has to leave out, and call
+# as it is, what is ``traced`` elsewhere.
+_CAN_TRACE = hasattr(torch.compiler, 'is_compiling')
 
-# The tracer of ``torch.compile`` breaks graphs at data classes up to torch 2.2
-# (and fails after some of these breaks), so that there it leaves out, and calls
-# as it is, what is marked by ``traced``.
-traced: Callable[[Any], Any]
-is_compiling: Callable[[], bool]
-if hasattr(torch.compiler, 'is_compiling'):
 
-    def traced(function: Any) -> Any:
-        return function
+def _is_compiling() -> bool:
+    return bool(torch._dynamo.is_compiling())
 
-    is_compiling = torch.compiler.is_compiling
-else:
-    traced = torch.compiler.disable
 
-    def is_compiling() -> bool:
-        return bool(torch._dynamo.is_compiling())
+def _as_it_is(function: Any) -> Any:
+    return function
+
+
+traced: Any = _as_it_is if _CAN_TRACE else torch.compiler.disable
+
+# Whether ``torch.compile`` traces this; public from torch 2.3 on.
+is_compiling: Callable[[], bool] = getattr(
+    torch.compiler, 'is_compiling', _is_compiling
+)
 
 
 # The transform of ``torch.func`` that is at work, or None. There is no public

@@ -43,6 +43,8 @@ _PASSES = 100
 _VALUES = 16
 # Nodes of autograd's graph to look at for the parameters under the logits.
 _REACH = 64
+# Losses of which the log has said that they are compiled.
+_told: set[str] = set()
 
 
 class RunningStatistics(nn.Module):
@@ -299,6 +301,9 @@ def _parameter_under(logits: Tensor) -> Tensor | None:
 # Called while it is traced, instead of being traced.
 @torch.compiler.assume_constant_result
 def _cannot_tell(owner: str) -> None:
+    if owner in _told:
+        return
+    _told.add(owner)
     logger.warning(
         f'{owner}: it is compiled, and compiled code cannot notice a loop '
         'that forgets to commit statistics, so that they stay as they were '

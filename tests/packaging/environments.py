@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -36,3 +37,14 @@ def new_environment(folder: Path) -> Path:
     """An empty environment; returns its Python."""
     run(sys.executable, '-m', 'venv', '--without-pip', folder, cwd=folder)
     return folder / 'bin' / 'python'
+
+
+def installed(*names: str) -> str | None:
+    """The first of some distributions that is installed here."""
+    for name in names:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        return name
+    return None

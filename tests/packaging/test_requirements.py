@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -45,10 +47,40 @@ def test_modern_pins_every_requirement(name):
         assert requirement.specifier.contains(pin[2:]), requirement
 
 
-def test_modern_is_exact():
-    for requirement in read('modern').values():
+@pytest.mark.parametrize('stack', STACKS)
+def test_stacks_are_exact(stack):
+    for requirement in read(stack).values():
         (specifier,) = requirement.specifier
         assert specifier.operator == '==' and '*' not in specifier.version
+
+
+@pytest.mark.parametrize('name', ['build', 'optional', 'tests'])
+def test_classic_pins_what_its_tests_need(name):
+    pins = read('classic')
+    for requirement in read(name).values():
+        if requirement.name not in ('mypy', 'ruff'):
+            pin = str(pins[requirement.name.lower()].specifier)
+            assert requirement.specifier.contains(pin[2:]), requirement
+
+
+OLD = """
+import runpy, setuptools
+setuptools.__version__ = '60.2.0'
+runpy.run_path('setup.py', run_name='__main__')
+"""
+
+
+def test_setuptools_that_would_install_nothing(tmp_path):
+    """Version 60.2.0 ends with success, and `UNKNOWN-0.0.0`."""
+    done = subprocess.run(
+        [sys.executable, '-c', OLD, 'bdist_wheel', '-d', tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert 'setuptools==60.2.0, expected 64 or newer. Fix: ' in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_extras_mirror_the_files():
