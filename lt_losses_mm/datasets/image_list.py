@@ -10,11 +10,13 @@ Recognition", ICLR 2020), or as the competition's own ``train2018.json``.
 
 from __future__ import annotations
 
+import json
+import reprlib
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Sequence
 
 from mmengine.dataset import BaseDataset
-from mmengine.fileio import exists, join_path, list_from_file, load
+from mmengine.fileio import exists, get, join_path
 
 from lt_losses_mm.messages import describe, fault
 from lt_losses_mm.registry import DATASETS
@@ -44,8 +46,9 @@ class ClassificationDataset(BaseDataset):
 class ImageListDataset(ClassificationDataset):
     """Images and labels by a list file, as the long-tail benchmarks have it.
 
-    A list is text, ``<path> <label>`` a line. Paths are split off at the last
-    blank and never interpreted, so that every public variant of the lists
+    A list is text, ``<path> <label>`` a line, in UTF-8 or UTF-16, with or
+    without a byte order mark. Paths are split off at the last blank or tab
+    and never interpreted, so that every public variant of the lists
     (``val/n01440764/x.JPEG`` or ``val/x.JPEG``, ``train/airfield/x.jpg`` or
     ``data_256/a/airfield/x.jpg``) is read; labels count from 0. A name that
     ends in ``.json`` is read as one of the two forms of iNaturalist 2018:
@@ -90,7 +93,7 @@ class ImageListDataset(ClassificationDataset):
             data_prefix = dict(img_path=data_prefix)
         if isinstance(classes, (str, Path)):
             _require(str(classes), 'classes', 'give the names themselves')
-            classes = list_from_file(str(classes))
+            classes = _lines(str(classes), 'classes')
         if classes is not None:
             metainfo = dict(metainfo or {}, classes=tuple(classes))
         super().__init__(
@@ -147,7 +150,9 @@ class ImageListDataset(ClassificationDataset):
                     self.data_root,
                     f'the first image of {self.ann_file!r} at {first!r}, '
                     'found none',
-                    'set data_prefix to the folder that the paths of the '
+                    'write / for each \\ in the list'
+                    if '\\' in first
+                    else 'set data_prefix to the folder that the paths of the '
                     'list are relative to, or write a list for your folders '
                     'with tools/prepare_dataset.py',
                 )
@@ -155,7 +160,7 @@ class ImageListDataset(ClassificationDataset):
         return data_list
 
     def _read_json(self) -> Iterable[tuple[str, int]]:
-        content = load(self.ann_file)
+        content = json.loads(get(self.ann_file))  # With or without a BOM.
         annotations = content.get('annotations', [])
         if 'images' not in content:
             return [(a['fpath'], a['category_id']) for a in annotations]
@@ -180,19 +185,32 @@ class ImageListDataset(ClassificationDataset):
 
 
 def _read_lines(ann_file: str) -> Iterator[tuple[str, int]]:
-    for number, line in enumerate(list_from_file(ann_file), 1):
+    for number, line in enumerate(_lines(ann_file, 'ann_file'), 1):
         if not line.strip():
             continue
-        name, _, label = line.strip().rpartition(' ')
-        if not name.strip() or not (label.isascii() and label.isdigit()):
+        name, label = ('', *line.rsplit(maxsplit=1))[-2:]
+        if not name or not (label.isascii() and label.isdigit()):
             raise fault(
                 'ann_file',
                 ann_file,
-                "'<path> <label>' with a label that is 0 or more, got "
-                f'{line!r} in line {number}',
+                "'<path> <label>' with a blank between and a label that is 0 "
+                f'or more, got {reprlib.repr(line)} in line {number}',
                 'correct the line, or fetch the list again',
             )
         yield name.strip(), int(label)
+
+
+def _lines(path: str, key: str) -> list[str]:
+    content = get(path)
+    try:
+        return content.decode(json.detect_encoding(content)).splitlines()
+    except UnicodeDecodeError as error:
+        raise fault(
+            key,
+            path,
+            f'text in UTF-8 or UTF-16 ({error})',
+            'save it as UTF-8',
+        ) from error
 
 
 def _require(path: str, key: str, fix: str) -> None:

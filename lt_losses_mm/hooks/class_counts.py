@@ -13,7 +13,6 @@ from ..losses import LongTailLoss
 from ..metrics.base import FrequencyMetric
 from ..priors import (
     ClassCounts,
-    class_names,
     empty_classes,
     joined,
     same_labels,
@@ -22,6 +21,7 @@ from ..registry import HOOKS
 from .training_data import (
     NoTrainingDataError,
     counts_of_training_data,
+    names_of,
     names_of_training_data,
 )
 
@@ -58,7 +58,7 @@ class ClassCountsHook(Hook):
                 if loss.known_counts is not None:
                     counts = joined(loss.known_counts, names, _TRAINING)
                     loss.set_class_counts(counts)
-            evaluated = _names(runner._val_loop)
+            evaluated = names_of(runner._val_loop)
             same_labels(names, _TRAINING, evaluated, 'the validation data')
             self._fill_losses(runner)
 
@@ -109,7 +109,7 @@ class ClassCountsHook(Hook):
         for metric in loop.evaluator.metrics:
             if not isinstance(metric, FrequencyMetric):
                 continue
-            counts, names = metric.class_counts, _names(loop)
+            counts, names = metric.class_counts, names_of(loop)
             if isinstance(counts, str):
                 counts = self._natural_counts(runner, metric.count_unit)
                 same_labels(counts.names, _TRAINING, names, _EVALUATED)
@@ -140,12 +140,6 @@ class ClassCountsHook(Hook):
                         f'{name} in the checkpoint',
                     )
             raise
-
-
-def _names(loop: Any) -> tuple[str, ...] | None:
-    """Names of what a loop evaluates, if it is built."""
-    loader = getattr(loop, 'dataloader', None)
-    return None if loader is None else class_names(loader.dataset)
 
 
 def is_training(runner: Runner) -> bool:

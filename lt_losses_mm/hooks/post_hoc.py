@@ -15,10 +15,10 @@ from torch import nn
 from ..hosts import HOSTS, Host, classifiers, is_any
 from ..losses import LongTailLoss
 from ..messages import describe, fault
-from ..priors import ClassCounts, load_class_counts
+from ..priors import ClassCounts, joined, load_class_counts
 from ..priors.shift import Background, sigmoid_shift, softmax_shift
 from ..registry import HOOKS
-from .training_data import counts_of_training_data
+from .training_data import counts_of_training_data, names_of
 
 
 @HOOKS.register_module()
@@ -72,15 +72,16 @@ class PostHocLogitAdjustmentHook(Hook):
         self.background = background
         self.count_unit = count_unit
         self._counts: ClassCounts | None = None
-        if not (isinstance(class_counts, str) and class_counts == 'auto'):
+        self._auto = isinstance(class_counts, str) and class_counts == 'auto'
+        if not self._auto:
             self._counts = load_class_counts(class_counts, unit=count_unit)
         self._undo: list[Callable[[], None]] = []
 
     def before_val(self, runner: Runner) -> None:
-        self._adjust(runner)
+        self._adjust(runner, runner._val_loop)
 
     def before_test(self, runner: Runner) -> None:
-        self._adjust(runner)
+        self._adjust(runner, runner._test_loop)
 
     def after_val(self, runner: Runner) -> None:
         self._restore()
@@ -88,10 +89,14 @@ class PostHocLogitAdjustmentHook(Hook):
     def after_test(self, runner: Runner) -> None:
         self._restore()
 
-    def _adjust(self, runner: Runner) -> None:
+    def _adjust(self, runner: Runner, loop: Any) -> None:
         self._restore()
         if self._counts is None:
             self._counts = counts_of_training_data(runner, self.count_unit)
+        elif not self._auto:
+            # The model's labels are those of the data that it is tested on.
+            names = names_of(loop)
+            self._counts = joined(self._counts, names, 'the evaluated data')
         found = list(classifiers(runner.model))
         if not found:
             known = ' or '.join(f'{h.loss} ({h.name})' for h in HOSTS)

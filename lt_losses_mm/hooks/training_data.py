@@ -71,6 +71,12 @@ def names_of_training_data(runner: Runner) -> tuple[str, ...] | None:
     return class_names(_train_dataloader(runner).dataset)
 
 
+def names_of(loop: Any) -> tuple[str, ...] | None:
+    """Class names of what a loop runs through, if it is built."""
+    loader = getattr(loop, 'dataloader', None)
+    return None if loader is None else class_names(loader.dataset)
+
+
 def _num_classes(runner: Runner, dataset: Any) -> int | None:
     check_class_key(getattr(dataset, 'metainfo', None), 'train_dataloader')
     if class_names(dataset):

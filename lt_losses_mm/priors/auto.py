@@ -147,8 +147,8 @@ def _count(
                 'class_counts',
                 'auto',
                 f"one number of metainfo['classes'], got {sorted(sizes)}",
-                'give num_classes to the loss, or metainfo=dict(classes=...) '
-                'to the data set',
+                'say num_classes in all heads alike, or give the data set '
+                'metainfo=dict(classes=...)',
             )
         num_classes = sizes.pop()
     total, seen = np.zeros(num_classes), np.zeros(2)

@@ -433,7 +433,7 @@ def _from_file(path: Path, unit: str | None) -> ClassCounts:
             'class_counts',
             str(path),
             f'text in UTF-8 or UTF-16 ({error})',
-            'save it as UTF-8',
+            'save it as UTF-8, with one number a line',
         ) from error
     return _from_lines(lines, str(path), unit)
 

@@ -373,8 +373,10 @@ def _warn_of_renamed(
 ) -> None:
     odd = [
         f'{i}: {a!r} and {b!r}'
-        for i, (a, b) in enumerate(zip(names, others))
-        if difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio() < 0.8
+        for i, (a, b, p, q) in enumerate(
+            zip(names, others, *_plain(names, others))
+        )
+        if difflib.SequenceMatcher(None, p, q).ratio() < 0.8
     ]
     if odd:
         more = f' and {len(odd) - 10} more' if len(odd) > 10 else ''

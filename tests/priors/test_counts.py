@@ -260,7 +260,9 @@ def test_a_file_counts_as_the_data_set_that_loads_it(tmp_path):
     assert instances.counts.tolist() == [1, 3]
     mmdet = pytest.importorskip('mmdet.datasets')
     dataset = mmdet.CocoDataset(
-        ann_file=str(path), metainfo=dict(classes=('cup', 'urn'))
+        ann_file=str(path),
+        metainfo=dict(classes=('cup', 'urn')),
+        data_prefix=dict(img=''),
     )
     for unit, counts in (('image', [1, 2]), ('instance', [1, 3])):
         counted = count_dataset(dataset, unit=unit)

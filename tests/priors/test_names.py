@@ -1,0 +1,335 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Which class a label is: compared between data sets, files and counts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from mmengine.dataset import BaseDataset, RepeatDataset
+from torch.utils.data import ConcatDataset as TorchConcat
+
+from lt_losses_mm.priors import (
+    ClassCounts,
+    class_names,
+    count_dataset,
+    empty_classes,
+    joined,
+    same_labels,
+)
+
+
+class Labels(BaseDataset):
+    def __init__(self, names, labels=(0, 0, 1), **kwargs):
+        self.labels = labels
+        metainfo = {} if names is None else dict(classes=names)
+        super().__init__(metainfo=metainfo, serialize_data=False, **kwargs)
+
+    def load_data_list(self):
+        return [dict(gt_label=label) for label in self.labels]
+
+
+def _warnings(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
+
+
+# ------------------------------------------------------------- empty classes
+def test_empty_classes_are_named():
+    counts = ClassCounts([0, 4, 0], 'instance', ('cat', 'dog', 'owl'))
+    told = empty_classes(counts)
+    assert told.startswith('2 of 3 classes have no training sample')
+    for words in ('instance', "'cat', 'owl'", 'metainfo.classes'):
+        assert words in told
+    assert 'ignored' not in told
+    assert empty_classes(ClassCounts([1, 2])) is None
+
+
+def test_empty_classes_are_told_with_what_was_ignored():
+    told = empty_classes(ClassCounts([0, 4], 'pixel', ignored=0.25))
+    for words in ('pixel', '(25 %', ': 0;', 'ignore_index'):
+        assert words in told
+
+
+def test_the_first_ten_are_named():
+    names = tuple(f'class{i}' for i in range(1000))
+    told = empty_classes(ClassCounts([0] * 999 + [1], names=names))
+    assert "'class9' and 989 more" in told
+    assert 'class10' not in told and len(told) < 600
+
+
+# ------------------------------------------------------------------ data sets
+def test_names_of_wrapped_data():
+    part = Labels(('a', 'b'))
+    assert class_names(RepeatDataset(part, 3)) == ('a', 'b')
+    both = TorchConcat([RepeatDataset(part, 3), Labels(('a', 'b'))])
+    assert class_names(both) == ('a', 'b')
+    assert class_names(Labels(None)) is None
+    assert class_names(TorchConcat([Labels(None), part])) == ('a', 'b')
+
+
+@pytest.mark.parametrize(
+    'others, words',
+    [
+        (('b', 'a'), "'a' 0 / 1, 'b' 1 / 0"),
+        (('b', 'c'), "'b' 1 / 0"),
+        (('x', ' A'), "'a' 0 / 1"),
+        (('c', 'b', 'a'), "'a' 0 / 2"),
+    ],
+)
+def test_one_class_with_two_labels(others, words):
+    both = TorchConcat([Labels(('a', 'b')), Labels(others)])
+    with pytest.raises(ValueError) as caught:
+        count_dataset(both)
+    for word in ('metainfo.classes', 'Labels', words, 'Fix: '):
+        assert word in str(caught.value)
+
+
+def test_another_spelling_of_the_same_label_is_no_fault(caplog):
+    both = TorchConcat([Labels(('Cat', 'a_b')), Labels(('cat', 'a b'))])
+    assert count_dataset(both).names == ('Cat', 'a_b')
+    assert not _warnings(caplog)
+
+
+def test_other_names_of_the_same_labels_are_told(caplog):
+    both = TorchConcat([Labels(('cat', 'dog')), Labels(('cat', 'wolf'))])
+    assert count_dataset(both).counts.tolist() == [4, 2]
+    (told,) = _warnings(caplog)
+    assert "1: 'dog' and 'wolf'" in told and 'by position' in told
+
+
+def test_case_that_tells_classes_apart():
+    same_labels(('A', 'a', 'b'), 'x', ('A', 'a', 'b'), 'y')
+    with pytest.raises(ValueError, match="'A' 0 / 1, 'a' 1 / 0"):
+        same_labels(('A', 'a', 'b'), 'x', ('a', 'A', 'b'), 'y')
+
+
+def test_a_comma_is_missing():
+    for names in ('kiln', 'k'):
+        with pytest.raises(ValueError) as caught:
+            count_dataset(Labels(names, (0,)))
+        for words in ('metainfo.classes', 'comma', f'({names!r},)'):
+            assert words in str(caught.value)
+
+
+# ----------------------------------------------------------- counts with names
+COUNTS = ClassCounts([9, 5, 1], names=('cat', 'dog', 'owl'), source='c.json')
+
+
+def test_counts_are_joined_by_name(caplog):
+    found = joined(COUNTS, ('owl', 'Cat', 'dog'), 'the data')
+    assert found.counts.tolist() == [1, 9, 5]
+    assert found.names == ('owl', 'Cat', 'dog')
+    assert (found.unit, found.source) == ('image', 'c.json')
+    (told,) = _warnings(caplog)
+    for words in ("class_counts='c.json'", 'order', "'cat' 0 / 1"):
+        assert words in told
+
+
+@pytest.mark.parametrize('names', [None, COUNTS.names, list(COUNTS.names)])
+def test_nothing_to_join(names, caplog):
+    assert joined(COUNTS, names, 'the data') is COUNTS
+    bare = ClassCounts([9, 5, 1])
+    assert joined(bare, ('x', 'y', 'z'), 'the data') is bare
+    assert not _warnings(caplog)
+
+
+@pytest.mark.parametrize(
+    'names, words',
+    [
+        (('cat', 'dog'), ["among them: 'owl'", 'missing: none']),
+        (('cat', 'dog', 'owl', 'emu'), ["missing: 'emu'"]),
+        (('dog', 'owl', 'emu'), ["missing: 'emu'", "among them: 'cat'"]),
+    ],
+)
+def test_counts_of_other_classes(names, words):
+    with pytest.raises(ValueError) as caught:
+        joined(COUNTS, names, 'the data')
+    for word in ("class_counts='c.json'", 'the data', 'Fix: ', *words):
+        assert word in str(caught.value)
+
+
+def test_counts_whose_names_are_doubled_are_not_joined():
+    counts = ClassCounts([9, 5, 1], names=('cat', 'cat', 'owl'))
+    with pytest.raises(ValueError, match='class_counts='):
+        joined(counts, ('owl', 'cat', 'cat'), 'the data')
+
+
+def test_counts_with_other_names_are_taken_by_position(caplog):
+    found = joined(COUNTS, ('cat', 'dog', 'Eule'), 'the data')
+    assert found.counts.tolist() == [9, 5, 1]
+    assert "2: 'owl' and 'Eule'" in _warnings(caplog)[0]
+
+
+def test_messages_stay_short():
+    names = tuple(f'class {i}' for i in range(5000))
+    counts = ClassCounts(np.ones(5000), names=names)
+    with pytest.raises(ValueError) as caught:
+        joined(counts, names[1:], 'the data')
+    assert len(str(caught.value)) < 600
+    with pytest.raises(ValueError) as caught:
+        same_labels(names, 'x', names[::-1], 'y')
+    assert 'and 4990 more' in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+# ---------------------------------------------------------------- COCO and VOC
+@pytest.fixture
+def coco(tmp_path):
+    datasets = pytest.importorskip('mmdet.datasets')
+
+    def make(names, classes, boxes=(0, 0, 1), kind='CocoDataset', ids=None):
+        ids = ids or [3 * i + 1 for i in range(len(names))]
+        path = tmp_path / f'{len(list(tmp_path.iterdir()))}.json'
+        content = dict(
+            # Not the list of the categories, but its key.
+            info=dict(categories=[1, 2]),
+            images=[
+                dict(id=i, width=64, height=64, file_name=f'{i}.jpg')
+                for i in range(len(boxes))
+            ],
+            annotations=[
+                dict(
+                    id=i,
+                    image_id=i,
+                    category_id=ids[k],
+                    bbox=[2, 2, 30, 30],
+                    area=900,
+                    iscrowd=0,
+                )
+                for i, k in enumerate(boxes)
+            ],
+            categories=[dict(id=i, name=n) for i, n in zip(ids, names)],
+        )
+        path.write_text(json.dumps(content, ensure_ascii=False))
+        return getattr(datasets, kind)(
+            ann_file=str(path),
+            metainfo=dict(classes=classes),
+            data_prefix=dict(img=''),
+        )
+
+    return make
+
+
+def test_labels_follow_the_file(coco, caplog):
+    """The data set filters the categories by name, in the file's order."""
+    dataset = coco(('猫', 'dog', 'owl'), ('owl', '猫', 'dog'), (0, 0, 1, 2))
+    counts = count_dataset(dataset)
+    assert counts.names == ('猫', 'dog', 'owl')
+    assert counts.counts.tolist() == [2, 1, 1]
+    (told,) = _warnings(caplog)
+    assert 'another order' in told and "'owl' 0 / 2" in told
+    part = coco(('cat', 'dog', 'owl'), ('cat', 'owl'), (0, 0, 2))
+    assert count_dataset(part).names == ('cat', 'owl')
+
+
+@pytest.mark.parametrize('misspelt', ['tuned', 'Turned'])
+def test_a_name_that_the_file_lacks(coco, misspelt):
+    dataset = coco(('slate', 'turned', 'flat'), ('slate', misspelt, 'flat'))
+    with pytest.raises(ValueError) as caught:
+        count_dataset(dataset)
+    for words in (f"lacks '{misspelt}'", "('turned')", '.json', 'Fix: '):
+        assert words in str(caught.value)
+
+
+def test_a_doubled_name(coco):
+    dataset = coco(('fish', 'fish', 'net'), ('fish', 'net'), ids=[0, 1, 2])
+    with pytest.raises(ValueError) as caught:
+        count_dataset(dataset)
+    for words in ("several ids for 'fish'", '3 labels for 2', '.json'):
+        assert words in str(caught.value)
+
+
+def test_two_files_with_different_orders(coco, caplog):
+    from mmdet.datasets import ConcatDataset
+
+    names = ('cat', 'dog')
+    one, two = coco(names, names), coco(('dog', 'cat'), names)
+    with pytest.raises(ValueError, match="'cat' 0 / 1, 'dog' 1 / 0"):
+        count_dataset(ConcatDataset([one, two]))
+
+
+def test_metainfo_that_is_a_list(coco):
+    from mmdet.datasets import ConcatDataset
+
+    one, two = (coco(('cat', 'dog'), ('cat', 'dog')) for _ in range(2))
+    one._metainfo['palette'] = [(1, 1, 1), (2, 2, 2)]
+    both = ConcatDataset([one, two])
+    assert isinstance(both.metainfo, list)
+    counts = count_dataset(RepeatDataset(dict(type=lambda: both), 2))
+    assert counts.counts.tolist() == [8, 4]
+    assert counts.names == ('cat', 'dog')
+
+
+def test_names_of_voc_in_another_case(tmp_path, caplog):
+    datasets = pytest.importorskip('mmdet.datasets')
+    (tmp_path / 'Annotations').mkdir()
+    for i, name in enumerate(('dog', 'Dog', 'cat', 'horse')):
+        (tmp_path / f'Annotations/{i}.xml').write_text(
+            '<annotation><size><width>64</width><height>64</height></size>'
+            f'<object><name>{name}</name><bndbox><xmin>2</xmin><ymin>2</ymin>'
+            '<xmax>30</xmax><ymax>30</ymax></bndbox></object></annotation>'
+        )
+    (tmp_path / 'train.txt').write_text('0\n1\n2\n3\n')
+    dataset = datasets.VOCDataset(
+        data_root=str(tmp_path),
+        ann_file='train.txt',
+        data_prefix=dict(sub_data_root='VOC2007/'),
+        metainfo=dict(classes=('cat', 'dog')),
+        lazy_init=True,
+    )
+    dataset.data_prefix = dict(sub_data_root=str(tmp_path))
+    counts = count_dataset(dataset)
+    assert counts.counts.tolist() == [1, 1]
+    (told,) = [w for w in _warnings(caplog) if 'spelt' in w]
+    assert "'Dog' (class 'dog')" in told and 'horse' not in told
+
+
+def test_boxes_that_are_ignored_are_a_share(coco):
+    dataset = coco(('cat', 'dog'), ('cat', 'dog'), (0, 0, 0, 1))
+    assert count_dataset(dataset).ignored == 0
+    for info in (0, 1, 2):
+        dataset = _ignore(dataset, info)
+    counts = count_dataset(dataset, unit='image')
+    assert counts.ignored == 0.75
+    assert '75 %' in empty_classes(counts)
+
+
+def _ignore(dataset, index):
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    for instance in infos[index]['instances']:
+        instance['ignore_flag'] = 1
+    dataset.serialize_data, dataset.data_list = False, infos
+    return dataset
+
+
+# --------------------------------------------------------------------- folders
+@pytest.fixture
+def folders(tmp_path):
+    datasets = pytest.importorskip('mmpretrain.datasets')
+
+    def make(*names, **kwargs):
+        root = tmp_path / '-'.join(names)
+        for name in names:
+            (root / name).mkdir(parents=True)
+            (root / name / 'a.jpg').write_bytes(b'')
+        return datasets.CustomDataset(data_root=str(root), **kwargs)
+
+    return make
+
+
+def test_a_hidden_folder_is_no_class(folders):
+    with pytest.raises(ValueError) as caught:
+        count_dataset(folders('cat', 'dog', '.ipynb_checkpoints'))
+    for words in ("'.ipynb_checkpoints'", 'delete that folder'):
+        assert words in str(caught.value)
+
+
+def test_names_of_folders(folders, caplog):
+    assert class_names(folders('10', '9', '1')) == ('1', '10', '9')
+    named = folders('n1', 'n2', metainfo=dict(classes=('cat', 'dog')))
+    assert class_names(named) == ('cat', 'dog')
+    assert not _warnings(caplog)
+    swapped = folders('cat', 'dog', metainfo=dict(classes=('dog', 'cat')))
+    assert class_names(swapped) == ('cat', 'dog')
+    assert 'another order' in _warnings(caplog)[0]
