@@ -47,11 +47,11 @@ class ClassCountsHook(Hook):
     # Before EMAHook (NORMAL) copies the model, so that both copies have
     # buffers of one size.
     priority = 'VERY_HIGH'
+    _saved_names: Any = None
 
     def before_run(self, runner: Runner) -> None:
         """Fill before hooks that copy the model."""
         self._counts: dict[str | None, ClassCounts] = {}
-        self._saved_names: Any = None
         if is_training(runner) and losses(runner):
             names = names_of_training_data(runner)
             for _, loss in losses(runner):
@@ -126,7 +126,7 @@ class ClassCountsHook(Hook):
             usual = {h.name: h.count_unit for h in HOSTS}.get(scope, 'image')
             unit = unit or usual
             for name, loss in losses(runner):
-                known = loss.class_counts.numel()
+                known, names = loss.class_counts.numel(), self._saved_names
                 if known and unit == (loss.count_unit or usual):
                     runner.logger.warning(
                         f'{error} Metrics take their groups from the class '
@@ -136,7 +136,7 @@ class ClassCountsHook(Hook):
                     return ClassCounts(
                         loss.class_counts.double().cpu().numpy(),
                         unit,
-                        self._saved_names,
+                        names if names and len(names) == known else None,
                         f'{name} in the checkpoint',
                     )
             raise

@@ -21,10 +21,10 @@ COUNTS = (6, 3, 1)
 class PlaneDataset(BaseDataset):
     METAINFO = dict(classes=('a', 'b', 'c'))
 
-    def __init__(self, counts=COUNTS, **kwargs):
+    def __init__(self, counts=COUNTS, names='abcdefg', **kwargs):
         self.counts = counts
         super().__init__(
-            metainfo=dict(classes=tuple('abcdefg'[: len(counts)])),
+            metainfo=dict(classes=tuple(names[: len(counts)])),
             # Which collects garbage of the whole process, a third of a second.
             serialize_data=False,
             **kwargs,
@@ -94,8 +94,8 @@ def registered():
 @pytest.fixture
 def loader():
 
-    def make(counts=COUNTS, wrapper=None, **kwargs):
-        dataset = dict(type='PlaneDataset', counts=counts)
+    def make(counts=COUNTS, wrapper=None, names='abcdefg', **kwargs):
+        dataset = dict(type='PlaneDataset', counts=counts, names=names)
         if wrapper:
             dataset = dict(wrapper, dataset=dataset)
         return dict(

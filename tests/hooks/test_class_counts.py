@@ -14,6 +14,7 @@ from lt_losses_mm.hooks import (
     training_data,
 )
 from lt_losses_mm.losses import BalancedSoftmaxLoss
+from lt_losses_mm.priors import ClassCounts
 
 AUTO = dict(type='lt_losses_mm.BalancedSoftmaxLoss')
 FIXED = dict(AUTO, class_counts=[6, 3, 1])
@@ -316,3 +317,84 @@ def test_other_failures_are_not_taken_for_missing_data(
     monkeypatch.setattr(training_data, 'natural_counts', fail)
     with pytest.raises(RuntimeError, match='main process'):
         ClassCountsHook()._natural_counts(runner, None)
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A file of counts with names, which are not in the order of the data."""
+    path = tmp_path / 'named.json'
+    ClassCounts([6, 1, 3], names=('a', 'c', 'b'), source='me').save(path)
+    return dict(AUTO, class_counts=str(path))
+
+
+def test_counts_of_a_file_are_joined_by_name(make_runner, named, log):
+    runner = make_runner(named)
+    runner.train()
+    assert counts_of(runner) == [6, 3, 1]
+    assert runner.model.head.loss_module.known_counts.names == tuple('abc')
+    (told,) = messages(log, 'joined by name')
+    assert 'named.json' in told and "'c' 1 / 2" in told
+
+
+@pytest.mark.parametrize(
+    'counts, names, missing',
+    [((6, 3, 1), 'abd', "missing: 'd'"), ((6, 3), 'ab', 'them: .c.')],
+)
+def test_counts_of_a_file_with_other_names(
+    make_runner, loader, named, counts, names, missing
+):
+    runner = make_runner(
+        named, num_classes=len(names), train=loader(counts, names=names)
+    )
+    with pytest.raises(ValueError, match=f'named.json.*{missing}'):
+        runner.train()
+
+
+def test_empty_classes_are_named(make_runner, loader, log):
+    make_runner(AUTO, train=loader((6, 0, 1))).train()
+    (told,) = messages(log, 'no training sample')
+    assert 'head.loss_module: 1 of 3 classes' in told and "'b'" in told
+
+
+@pytest.mark.parametrize('loss', [AUTO, FIXED, EQL], ids=lambda x: x['type'])
+def test_validation_with_other_labels(make_runner, loader, loss):
+    """A folder without a picture of b: c is label 1 there, and 2 here."""
+    runner = make_runner(loss, val_dataloader=loader((2, 2), names='ac'))
+    with pytest.raises(ValueError) as caught:
+        runner.train()
+    for words in ('training data', 'validation data', "'c' 2 / 1", 'Fix: '):
+        assert words in str(caught.value)
+
+
+def test_test_data_with_other_labels(make_runner, loader, tmp_path):
+    metric = dict(
+        val_dataloader=loader(names='acb'),
+        val_evaluator=dict(type='lt_losses_mm.LongTailAccuracy'),
+    )
+    with pytest.raises(ValueError, match="'b' 1 / 2, 'c' 2 / 1"):
+        make_runner(AUTO, **metric).val()
+    make_runner(AUTO).train()
+    # The checkpoint has the names, where the training data are not there.
+    alone = make_runner(
+        AUTO,
+        load_from=str(tmp_path / 'epoch_1.pth'),
+        train_dataloader=False,
+        train_cfg=False,
+        optim_wrapper=False,
+        **metric,
+    )
+    with pytest.raises(ValueError, match="'b' 1 / 2, 'c' 2 / 1"):
+        alone.val()
+
+
+def test_groups_of_a_file_are_joined_by_name(make_runner, named, log):
+    evaluator = dict(
+        type='lt_losses_mm.LongTailAccuracy',
+        class_counts=named['class_counts'],
+    )
+    runner = make_runner(AUTO, val_evaluator=evaluator)
+    runner.train_cfg = None
+    runner._val_loop = runner.build_val_loop(runner._val_loop)
+    ClassCountsHook()._fill_metrics(runner, runner._val_loop)
+    (metric,) = runner._val_loop.evaluator.metrics
+    assert metric.class_counts.counts.tolist() == [6, 3, 1]

@@ -308,3 +308,23 @@ def test_table_of_classes(caplog, named):
         ['0', first, *'500 99 many 50 2'.split()],
         ['1', second, *'5 0.99 few 100 1'.split()],
     ]
+
+
+def test_counts_are_joined_by_name_with_the_evaluated_data():
+    counts = ClassCounts([500, 50, 5], names=('cat', 'dog', 'owl'))
+    metric = LongTailAccuracy(class_counts=counts)
+    metric.dataset_meta = dict(classes=('owl', 'cat', 'dog'))
+    metric.check_class_counts(3)
+    assert metric.class_counts.counts.tolist() == [5, 500, 50]
+    assert metric.groups(metric.class_counts.counts)['many'].tolist() == [1]
+    assert metric.group_means(np.array([1.0, 2.0, 3.0])) == dict(
+        many=2.0, medium=3.0, few=1.0
+    )
+
+
+def test_counts_of_other_classes_than_the_evaluated_data():
+    counts = ClassCounts([500, 50, 5], names=('cat', 'dog', 'owl'))
+    metric = LongTailAccuracy(class_counts=counts)
+    metric.dataset_meta = dict(classes=('cat', 'owl', 'emu'))
+    with pytest.raises(ValueError, match="missing: 'emu'.*them: 'dog'"):
+        metric.check_class_counts(3)
