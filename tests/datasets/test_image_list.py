@@ -149,6 +149,49 @@ def test_names_the_line_at_fault(tmp_path, line, options, message):
         build(tmp_path, **options)
 
 
+@pytest.mark.parametrize(
+    'encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be']
+)
+@pytest.mark.parametrize('between', [' ', '\t', ' \t '])
+@pytest.mark.parametrize('end', ['\n', '\r\n', ' \n'])
+def test_reads_lists_of_windows(tmp_path, encoding, between, end):
+    names = ('été 1.jpg', 'b.jpg')
+    for name in names:
+        (tmp_path / name).touch()
+    text = ''.join(f'{name}{between}{i}{end}' for i, name in enumerate(names))
+    (tmp_path / 'list.txt').write_bytes(text.encode(encoding))
+    (tmp_path / 'names.txt').write_bytes('chat\r\nété'.encode(encoding))
+    data = build(tmp_path, classes=str(tmp_path / 'names.txt'))
+    assert data.metainfo['classes'] == ('chat', 'été')
+    assert [data.get_data_info(i)['gt_label'] for i in (0, 1)] == [0, 1]
+    path = data.get_data_info(0)['img_path']
+    assert path == str(tmp_path / names[0])
+
+
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        ('狗.jpg 0'.encode('gbk'), 'UTF-8 or UTF-16'),
+        (b'a.jpg,0', "got 'a.jpg,0' in line 1"),
+        (b'a.jpg 1.0', "got 'a.jpg 1.0' in line 1"),
+        (b'a.jpg 0\nb.j', "got 'b.j' in line 2"),
+        (b'x' * 10**6, 'in line 1'),
+    ],
+)
+def test_other_lists_are_one_sentence(tmp_path, content, words):
+    (tmp_path / 'list.txt').write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        build(tmp_path)
+    assert words in str(caught.value) and 'Fix: ' in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+def test_paths_of_windows(tmp_path):
+    (tmp_path / 'list.txt').write_text('img\\a.jpg 0')
+    with pytest.raises(FileNotFoundError, match='Fix: write / for each'):
+        build(tmp_path)
+
+
 def test_refuses_an_empty_list(tmp_path):
     write(tmp_path)
     with pytest.raises(ValueError, match=r'holds no sample.*Fix'):

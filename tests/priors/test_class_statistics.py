@@ -138,6 +138,27 @@ def test_config_options(run, config):
     assert 'imbalance factor │ 48' in out
 
 
+@pytest.mark.parametrize('kind', ['lt_losses_mm.ImageList', 'Custom'])
+def test_data_without_class_names(run, config, kind):
+    """Lists of ImageNet-LT have none; the heads know how many there are."""
+    (config.parent / '0.jpg').touch()
+    config.write_text(f"""
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='ResNet', depth=18, num_classes=7),
+    head=dict(type='LinearClsHead', num_classes=4, in_channels=512))
+train_dataloader = dict(
+    batch_size=2,
+    dataset=dict(
+        type='{kind}Dataset', data_root={str(config.parent)!r},
+        ann_file='train.txt', pipeline=[]))
+""")
+    out = run(config)
+    assert 'classes │ 4' in out and 'classes without samples │ 1' in out
+    assert '1 of 4 classes have no training sample' in out
+
+
 @pytest.mark.parametrize(
     'arguments, words',
     [
