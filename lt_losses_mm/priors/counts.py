@@ -400,8 +400,8 @@ def _from_name_or_file(name: str, unit: str | None) -> ClassCounts:
 
 def _from_file(path: Path, unit: str | None) -> ClassCounts:
     text = path.read_bytes()
-    for start, kind in _BINARY.items():
-        if text.startswith(start):
+    for magic, kind in _BINARY.items():
+        if text.startswith(magic):
             raise fault(
                 'class_counts',
                 str(path),
@@ -498,19 +498,22 @@ def _from_lines(
 
 def _from_json(content: Any, source: str, unit: str | None) -> ClassCounts:
     if isinstance(content, list):
-        return ClassCounts(content, unit or 'image', source=source)
+        content = dict(counts=content)
     if isinstance(content.get('categories'), list):
         return _from_annotations(content, source, unit)
     by_unit, names = content.get('counts'), content.get('names')
-    if isinstance(names, str) or not isinstance(names, (list, type(None))):
+    if not isinstance(names, (list, type(None))):
         raise fault(
             'class_counts',
             source,
             f'a list of names, got {reprlib.repr(names)}',
             'correct the names or leave them out',
         )
+    names = None if names is None else tuple(names)
     if isinstance(by_unit, list):
-        return ClassCounts(by_unit, unit or 'image', names, source)
+        # Whatever is in it, it is checked where all counts are.
+        numbers = np.array(by_unit, dtype=object)
+        return ClassCounts(numbers, unit or 'image', names, source)
     if not isinstance(by_unit, dict) or not by_unit:
         raise fault(
             'class_counts',
@@ -571,7 +574,7 @@ def _from_annotations(
                 'give the whole LVIS/COCO annotation file',
             )
         logger.info(f'{source}: without annotations, its {field} is trusted')
-        return ClassCounts(stated, unit, names, source)
+        return ClassCounts(np.array(stated, object), unit, names, source)
     annotated, counted = _annotated_pairs(content, source)
     label = {c: i for i, c in enumerate(ids)}
     unknown = {c for _, c in annotated} - label.keys()
@@ -643,8 +646,8 @@ def _annotated_pairs(
         if sizes is not None and pair[0] not in sizes:
             continue
         annotated.append(pair)
-        size = (None, None) if sizes is None else sizes[pair[0]]
-        if _has_area(annotation, *size, source):
+        width, height = sizes[pair[0]] if sizes else (None, None)
+        if _has_area(annotation, width, height, source):
             counted.append(pair)
     if len(counted) < len(annotations):
         logger.info(

@@ -255,7 +255,7 @@ def _names_in_file(leaf: Any) -> Names | None:
         return tuple(sorted(folders, key=folders.get))
     ids = getattr(leaf, 'cat_ids', None)
     categories = _categories(leaf) if ids else None
-    if categories is None:
+    if not ids or categories is None:
         return None
     names = {c['id']: str(c.get('name', c['id'])) for c in categories}
     return tuple(names[i] for i in ids)

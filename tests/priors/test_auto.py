@@ -413,7 +413,7 @@ class OnlyCategories(torch.utils.data.Dataset):
 def test_data_set_with_get_cat_ids_alone():
     counts = count_dataset(OnlyCategories(), num_classes=5, unit='instance')
     assert counts.counts.tolist() == enumerate_counts(Boxes(), 'instance')
-    with pytest.raises(ValueError, match='give num_classes to the loss'):
+    with pytest.raises(ValueError, match='say num_classes in all heads'):
         count_dataset(OnlyCategories())
 
 
