@@ -79,10 +79,10 @@ class PostHocLogitAdjustmentHook(Hook):
         self._undo: list[Callable[[], None]] = []
 
     def before_val(self, runner: Runner) -> None:
-        self._adjust(runner, runner._val_loop)
+        self._adjust(runner, 'val')
 
     def before_test(self, runner: Runner) -> None:
-        self._adjust(runner, runner._test_loop)
+        self._adjust(runner, 'test')
 
     def after_val(self, runner: Runner) -> None:
         self._restore()
@@ -90,7 +90,7 @@ class PostHocLogitAdjustmentHook(Hook):
     def after_test(self, runner: Runner) -> None:
         self._restore()
 
-    def _adjust(self, runner: Runner, loop: Any) -> None:
+    def _adjust(self, runner: Runner, mode: str) -> None:
         self._restore()
         if self._counts is None:
             self._counts = counts_of_training_data(
@@ -98,9 +98,9 @@ class PostHocLogitAdjustmentHook(Hook):
                 self.count_unit,
                 ignore_index=evaluated_label(runner.model),
             )
-        elif not self._auto:
+        elif self._counts.names and not self._auto:
             # The model's labels are those of the data that it is tested on.
-            names = names_of(loop)
+            names = names_of(getattr(runner, f'_{mode}_loop'))
             self._counts = joined(self._counts, names, 'the evaluated data')
         found = list(classifiers(runner.model))
         if not found:
