@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from _configs import CONFIGS, leaves, read_config, read_leaf
