@@ -9,8 +9,8 @@ training sees it (through its wrappers and its sampler), or any source that
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
-import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, NamedTuple
 
@@ -18,7 +18,12 @@ import numpy as np
 from _launch import load_config
 from _own_data import walk
 from mmengine.config import Config, DictAction
-from mmengine.registry import DATA_SAMPLERS, DATASETS, init_default_scope
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    MODELS,
+    init_default_scope,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -227,7 +232,6 @@ def from_config(
         sampler=sampler,
         unit=args.unit,
         num_classes=classes,
-        progress=sys.stdout.isatty(),
         ignore_index=ignored,
     )
     kind = args.groups or (
@@ -279,15 +283,31 @@ class Head(NamedTuple):
 
 def heads(cfg: Config) -> Iterator[Head]:
     """The heads of a config, the main one first."""
-    for part in walk(cfg.get('model', {})):
+    for part in walk(cfg.get('model') or {}):
+        kind = str(part.get('type')).split('.')[-1]
+        if 'RPN' in kind:
+            continue
         for key in ('loss_cls', 'loss', 'loss_decode'):
             loss = part.get(key)
+            if loss is None and kind.endswith('Head'):
+                loss = _default(part['type'], key, cfg.get('default_scope'))
             loss = loss[0] if isinstance(loss, list) and loss else loss
-            kind = str(part.get('type')).split('.')[-1]
-            if not isinstance(loss, dict) or 'RPN' in kind:
-                continue
-            name = str(loss.get('type')).split('.')[-1]
-            yield Head(kind, name, _kind(loss, name), part.get('num_classes'))
+            if isinstance(loss, dict):
+                name = str(loss['type']).split('.')[-1]
+                found = part.get('num_classes')
+                yield Head(kind, name, _kind(loss, name), found)
+                break
+
+
+def _default(head: str, key: str, scope: str | None) -> Any:
+    """The loss that a head has where its config says none."""
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        classes = inspect.getmro(registry.get(head) or object)
+    for cls in classes:
+        argument = inspect.signature(cls.__init__).parameters.get(key)
+        if argument is not None:
+            return argument.default
+    return None
 
 
 def _kind(loss: dict, name: str) -> str:
@@ -363,7 +383,6 @@ def _test_set(cfg: Config, counts: ClassCounts) -> str:
                 DATASETS.build(loader.dataset),
                 num_classes=counts.num_classes,
                 unit=counts.unit,
-                progress=sys.stdout.isatty(),
                 ignore_index=label_of_config(cfg),
             )
         except (OSError, ValueError) as error:

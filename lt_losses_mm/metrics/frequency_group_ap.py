@@ -263,6 +263,8 @@ def _read(ann_file: str, backend_args: dict | None) -> dict[str, list]:
             part: content[part]
             for part in ('images', 'categories', 'annotations')
         }
+        for part, field in dict(images='id', categories='name').items():
+            _ = [one[field] for one in parts[part]]
         parts['annotations'] = [
             # Numbers of their own: zero and doubled ones are lost.
             dict(

@@ -74,7 +74,8 @@ def class_sums(
         num_classes: C.
         unit: ``'pixel'``, or ``'image'`` for the masks that hold the class.
         ignore_index: Label of the pixels that the loss leaves out.
-        progress: Show a progress bar, if MMEngine is there to draw it.
+        progress: Show a progress bar, on a terminal and if MMEngine is
+            there to draw it.
 
     Returns:
         The sums, shape (C,), float64, and the pixels that count and that are
@@ -175,7 +176,8 @@ def _count(
     where = f', then kept in {kept}' if kept else ''
     logger.info(f'Counting the pixels of {len(index)} masks once{where}')
     bar = None
-    if progress and sys.modules.get('mmengine'):
+    # In a file each step would be a line.
+    if progress and sys.stdout.isatty() and sys.modules.get('mmengine'):
         from mmengine.utils import ProgressBar
 
         # Its default is the stdout of the time when mmengine was imported.

@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import re
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from _configs import CONFIGS, leaves, read_config, read_leaf
-from mmengine.config import config as mmengine_config
 
-import lt_losses_mm  # noqa: F401
+from lt_losses_mm import integration
 
-ROOT = Path(__file__).resolve().parents[2]
 HOSTS = dict(
     classification='mmpretrain', detection='mmdet', segmentation='mmseg'
 )
@@ -23,23 +20,6 @@ OWN_DATA = [path for path in FAMILIES if path.name == 'own-data']
 
 def name(folder):
     return f'{folder.parent.name}-{folder.name}'
-
-
-@pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """As in a wheel, where the configs lie in the package's folder .mim."""
-    mim = tmp_path / 'site/lt_losses_mm/.mim'
-    mim.mkdir(parents=True)
-    for file in ('configs', 'model-index.yml'):
-        (mim / file).symlink_to(ROOT / file)
-    found = mmengine_config.get_installed_path
-    monkeypatch.setattr(
-        mmengine_config,
-        'get_installed_path',
-        lambda package: (
-            str(mim.parent) if package == 'lt_losses_mm' else found(package)
-        ),
-    )
 
 
 def read(text, folder, host, loss=None):
@@ -65,9 +45,7 @@ def recipe_in(folder):
 
 
 @pytest.mark.parametrize('folder', FAMILIES, ids=name)
-def test_a_base_from_the_package_is_the_config_itself(
-    folder, installed, tmp_path
-):
+def test_a_base_from_the_package_is_the_config_itself(folder, tmp_path):
     """Types of the hosts too are looked up where the config means it."""
     leaf, loss = recipe_in(folder)
     base = leaf.relative_to(CONFIGS).as_posix()
@@ -80,7 +58,7 @@ def test_a_base_from_the_package_is_the_config_itself(
 
 
 @pytest.mark.parametrize('folder', FAMILIES, ids=name)
-def test_a_recipe_and_a_loss_from_the_package(folder, installed, tmp_path):
+def test_a_recipe_and_a_loss_from_the_package(folder, tmp_path):
     """What fixes the loss of a recipe in a file of one's own."""
     leaf, loss = recipe_in(folder)
     base = leaf.relative_to(CONFIGS).as_posix()
@@ -99,7 +77,7 @@ def test_a_recipe_and_a_loss_from_the_package(folder, installed, tmp_path):
 
 
 @pytest.mark.parametrize('folder', OWN_DATA, ids=name)
-def test_the_config_in_the_readme_is_whole(folder, installed, tmp_path):
+def test_the_config_in_the_readme_is_whole(folder, tmp_path):
     (text,) = re.findall(
         r'```python\n(_base_ = .*?)```',
         (folder / 'README.md').read_text(),
@@ -126,3 +104,38 @@ def test_the_config_in_the_readme_is_whole(folder, installed, tmp_path):
     assert 'data/my-' in used
     assert 'data/own-' not in used and "'first'" not in used
     assert set(re.findall(r"'num_classes': (\d+)", used)) == {'4'}
+
+
+@pytest.mark.parametrize(
+    'base, fix',
+    [
+        (
+            'clasification/digits/resnet18-c16_1xb64-20e-cross-entropy_'
+            'digits-lt.py',
+            "write 'lt_losses_mm::classification/digits/",
+        ),
+        ('_base_/losses/balanced_softmx.py', 'losses/balanced_softmax.py'),
+        ('somewhere/else/entirely/of/no/likeness.py', 'with its folders'),
+    ],
+)
+def test_a_base_that_is_not_there(tmp_path, base, fix):
+    file = tmp_path / 'mine.py'
+    file.write_text(f"_base_ = 'lt_losses_mm::{base}'")
+    with pytest.raises(ValueError, match=f'mine.py: _base_=.*{fix}') as error:
+        read_config(file)
+    assert len(str(error.value)) < 700 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize('wheel', [True, False])
+def test_where_the_configs_are(tmp_path, monkeypatch, wheel):
+    """Below the package's folder in a wheel, beside it in a clone."""
+    package = tmp_path / 'lt_losses_mm'
+    configs = (package / '.mim' if wheel else tmp_path) / 'configs'
+    (configs / 'task').mkdir(parents=True)
+    (configs / 'task/leaf.py').write_text('found = True')
+    monkeypatch.setattr(
+        integration, '__file__', str(package / 'integration.py')
+    )
+    file = tmp_path / 'mine.py'
+    file.write_text("_base_ = 'lt_losses_mm::task/leaf.py'")
+    assert read_config(file).found

@@ -277,7 +277,16 @@ def test_bad_samples(write):
 
 
 @pytest.mark.parametrize(
-    'text', ['', '[]', '{"images": []}', 'plain', '{"annotations": [1]}']
+    'text',
+    [
+        '',
+        '[]',
+        'plain',
+        '{"images": []}',
+        '{"images": [{}], "categories": [], "annotations": []}',
+        '{"images": [], "categories": [{"id": 1}], "annotations": []}',
+        '{"images": [], "categories": [], "annotations": [{"id": 1}]}',
+    ],
 )
 def test_no_coco_file(tmp_path, text):
     path = tmp_path / 'val.json'

@@ -97,7 +97,8 @@ def expected(dataset, unit, num_classes):
         ],
     ],
 )
-def test_reduce_zero_label(root, unit, pipeline, capsys):
+def test_reduce_zero_label(root, unit, pipeline, capsys, monkeypatch):
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
     dataset = build(root, pipeline=pipeline)
     counts = count_dataset(dataset, unit=unit)
     assert counts.counts.tolist() == expected(dataset, unit, 4)
@@ -357,6 +358,7 @@ def passes(monkeypatch):
             super().__init__(task_num, **kwargs)
 
     monkeypatch.setattr(mmengine.utils, 'ProgressBar', Counted)
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
     return found
 
 
@@ -485,3 +487,9 @@ def test_semantic_masks_of_mmdet(root):
     assert counts.counts.tolist() == expected(build(root), 'pixel', 4)
     with pytest.raises(ValueError, match='LoadAnnotations.*Masks.*Fix'):
         count_dataset(cls(**options))
+
+
+def test_no_bar_in_a_file(root, passes, monkeypatch, capsys):
+    monkeypatch.setattr('sys.stdout.isatty', lambda: False)
+    count_dataset(build(root))
+    assert passes == [] and 'elapsed' not in capsys.readouterr().out
