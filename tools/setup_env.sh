@@ -23,7 +23,7 @@ lt_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 lt_stack=modern
 if [[ ${1:-} == --stack ]]; then
     lt_stack=${2:-}
-    shift 2
+    shift $(($# > 1 ? 2 : 1))
 fi
 lt_pins=$lt_root/requirements/$lt_stack.txt
 case $lt_stack in

@@ -84,7 +84,12 @@ def test_half_precision_is_no_worse_than_naive(
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(200, 5, generator=generator) * scale).to(dtype)
     labels = torch.randint(0, 5, (200,), generator=generator)
-    naive = plain(loss_type, logits, labels).mean()
+    try:
+        naive = plain(loss_type, logits, labels).mean()
+    except RuntimeError as error:
+        if 'not implemented for' not in str(error):
+            raise
+        pytest.skip(f'this torch computes no naive one: {error}')
     truth = plain(loss_type, logits.double(), labels).mean()
     ours = neutral(loss_type)(logits, labels)
     assert (ours - truth).abs() <= (naive - truth).abs() + 1e-6 * truth
