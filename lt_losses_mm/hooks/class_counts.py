@@ -13,11 +13,11 @@ from ..losses import LongTailLoss
 from ..metrics.base import FrequencyMetric
 from ..priors import (
     ClassCounts,
-    StrayLabelError,
     empty_classes,
     joined,
     same_labels,
 )
+from ..priors.masks import StrayLabelError
 from ..registry import HOOKS
 from .segmentation import (
     check_segmentation,

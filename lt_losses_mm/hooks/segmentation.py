@@ -12,7 +12,8 @@ from torch import nn
 from ..hosts import HOSTS, MMSEG
 from ..losses import LongTailLoss
 from ..messages import describe, fault, logger
-from ..priors import datasets_within, transforms_within
+from ..priors.masks import transforms_within
+from ..priors.sampling import datasets_within
 
 _USUAL = 255  # what mmseg ignores where nothing is said
 

@@ -15,12 +15,8 @@ from PIL import Image
 from torch.utils.data import Subset
 
 import lt_losses_mm.cache
-from lt_losses_mm.priors import (
-    StrayLabelError,
-    count_dataset,
-    masks,
-    natural_counts,
-)
+from lt_losses_mm.priors import count_dataset, masks, natural_counts
+from lt_losses_mm.priors.masks import StrayLabelError
 
 mmseg = pytest.importorskip('mmseg.datasets')
 
