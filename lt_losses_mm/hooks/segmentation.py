@@ -141,14 +141,14 @@ def check_segmentation(runner: Runner) -> None:
 
 def lines_to_paste(runner: Runner, label: int) -> str:
     """What the config has to say so that everything ignores a label."""
-    lines = [
-        f'\n  {place.key}={label}'
+    lines = ' \\\n  '.join(
+        f'{place.key}={label}'
         for place in [*_places(runner), *_padding(runner)]
         if place.value != label
-    ]
+    )
     return (
-        f'. If pixels of label {label} have no class, say so in the config, '
-        f'or after --cfg-options:{"".join(lines)}'
+        f'. If pixels of label {label} have no class, set these keys in the '
+        f'config, or paste:\n  --cfg-options \\\n  {lines}'
     )
 
 
