@@ -13,11 +13,11 @@ from ..losses import LongTailLoss
 from ..metrics.base import FrequencyMetric
 from ..priors import (
     ClassCounts,
-    StrayLabelError,
     empty_classes,
     joined,
     same_labels,
 )
+from ..priors.masks import StrayLabelError
 from ..registry import HOOKS
 from .segmentation import (
     check_segmentation,
@@ -163,7 +163,8 @@ def _count(runner: Runner, *args: Any, **kwargs: Any) -> ClassCounts:
             raise
         # It may be the label of pixels without a class.
         lines = lines_to_paste(runner, error.labels[0])
-        raise StrayLabelError(f'{error}{lines}', error.labels) from None
+        message = str(error).rstrip('.') + lines
+        raise StrayLabelError(message, error.labels) from None
 
 
 def is_training(runner: Runner) -> bool:

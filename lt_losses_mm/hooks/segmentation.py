@@ -12,7 +12,8 @@ from torch import nn
 from ..hosts import HOSTS, MMSEG
 from ..losses import LongTailLoss
 from ..messages import describe, fault, logger
-from ..priors import datasets_within, transforms_within
+from ..priors.masks import transforms_within
+from ..priors.sampling import datasets_within
 
 _USUAL = 255  # what mmseg ignores where nothing is said
 
@@ -140,14 +141,14 @@ def check_segmentation(runner: Runner) -> None:
 
 def lines_to_paste(runner: Runner, label: int) -> str:
     """What the config has to say so that everything ignores a label."""
-    lines = [
-        f'\n  {place.key}={label}'
+    lines = ' \\\n  '.join(
+        f'{place.key}={label}'
         for place in [*_places(runner), *_padding(runner)]
         if place.value != label
-    ]
+    )
     return (
-        f'. If pixels of label {label} have no class, say so in the config, '
-        f'or after --cfg-options:{"".join(lines)}'
+        f'. If pixels of label {label} have no class, set these keys in the '
+        f'config, or paste:\n  --cfg-options \\\n  {lines}'
     )
 
 

@@ -10,18 +10,15 @@ from .counts import (
     frequency_thirds,
     load_class_counts,
 )
-from .masks import StrayLabelError, transforms_within
 from .names import class_names, empty_classes, joined, same_labels
-from .sampling import datasets_within, expected_draws, rebalanced_by
+from .sampling import expected_draws, rebalanced_by
 
 __all__ = [
     'BENCHMARKS',
     'UNITS',
     'ClassCounts',
-    'StrayLabelError',
     'class_names',
     'count_dataset',
-    'datasets_within',
     'empty_classes',
     'expected_draws',
     'frequency_groups',
@@ -31,5 +28,4 @@ __all__ = [
     'natural_counts',
     'rebalanced_by',
     'same_labels',
-    'transforms_within',
 ]

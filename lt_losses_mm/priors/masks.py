@@ -228,7 +228,8 @@ def _count_mask(
             f'a mask that {type(load).__name__} can read, got {path} '
             f'({type(error).__name__}: {str(error)[:200]})',
         ) from error
-    if mask.ndim != 2:
+    # mmseg's LoadBiomedicalAnnotation reads volumes.
+    if mask.ndim != 2 and 'Biomedical' not in type(load).__name__:
         raise fault(
             'class_counts',
             'auto',

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from lt_losses_mm.hooks import ClassCountsHook
-from lt_losses_mm.hooks.segmentation import counted_as
+from lt_losses_mm.hooks.segmentation import counted_as, label_of_config
 from lt_losses_mm.losses import LOSSES, BalancedSoftmaxLoss
 from lt_losses_mm.priors import masks as pixel_masks
 
@@ -170,7 +170,7 @@ def told(caplog):
 
 def pasted(cfg, message):
     """The config with the lines that a message gives."""
-    lines = re.findall(r'^  (\S+)=(\S+)$', message, re.M)
+    lines = re.findall(r'^  (\S+)=(\S+?)(?: \\)?$', message, re.M)
     assert lines
     cfg = copy.deepcopy(cfg)
     cfg.merge_from_dict({key: int(value) for key, value in lines})
@@ -281,7 +281,9 @@ def test_unlabelled_is_eleven(data, ready, caplog, several):
         ready(cfg)
     message = str(error.value)
     assert 'got 11 (' in message and '.png' in message
-    keys = re.findall(r'^  (\S+)=11$', message, re.M)
+    assert message.count('--cfg-options \\\n  model.') == 1
+    assert message.endswith('=11')
+    keys = re.findall(r'^  (\S+)=11(?: \\)?$', message, re.M)
     aux_keys = ['.0', '.1'] if several else ['']
     where = 'train_dataloader.dataset.dataset'
     assert keys == [
@@ -439,6 +441,25 @@ def test_segments_are_counted_by_images(data, ready):
     del cfg.model.decode_head.loss_cls.count_unit
     with pytest.raises(ValueError, match='seg_pad_val=255.*ignore_index=11'):
         ready(cfg)
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(decode_head=dict(ignore_index=11)),
+        dict(decode_head=[dict(ignore_index=3), dict(ignore_index=11)]),
+        dict(decode_head=dict(kernel_generate_head=dict(ignore_index=11))),
+        dict(
+            decode_head=dict(
+                ignore_index=None, loss_decode=[dict(ignore_index=11)]
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_label_of_a_config(model):
+    assert label_of_config(Config(dict(model=model))) == 11
+    assert label_of_config(Config(dict(model=dict(head=dict())))) == 255
 
 
 def test_segments_of_a_head_without_ignore_index():

@@ -16,11 +16,12 @@ from torch.utils.data import Subset
 
 import lt_losses_mm.cache
 from lt_losses_mm.priors import (
-    StrayLabelError,
     count_dataset,
+    empty_classes,
     masks,
     natural_counts,
 )
+from lt_losses_mm.priors.masks import StrayLabelError
 
 mmseg = pytest.importorskip('mmseg.datasets')
 
@@ -241,6 +242,30 @@ def test_masks_with_channels(root, mode):
         ValueError, match=rf'ann/1\.png, got \(7, 9, {channels}\).*one channel'
     ):
         count_dataset(build(root))
+
+
+def test_volumes(root):
+    class LoadBiomedicalAnnotation:
+        def __call__(self, results):
+            results = mmseg.transforms.LoadAnnotations()(results)
+            mask = results['gt_seg_map'].astype(np.float32)
+            return dict(results, gt_seg_map=np.stack([mask] * 5))
+
+    dataset = build(root)
+    once = np.array(expected(dataset, 'pixel', 4))
+    dataset.pipeline.transforms = [LoadBiomedicalAnnotation()]
+    assert count_dataset(dataset).counts.tolist() == (5 * once).tolist()
+
+
+def test_masks_without_a_pixel_of_a_class(root):
+    for path in (root / 'ann').iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask > 2, 255, 0).astype('u1')).save(path)
+    counts = count_dataset(build(root, reduce_zero_label=False))
+    assert counts.counts.tolist()[1:] == [0, 0, 0]
+    assert "'sky', 'tree', 'road'" in empty_classes(counts)
+    with pytest.raises(ValueError, match='BaseSeg|Streets'):
+        count_dataset(build(root))  # 0 is unlabelled, too
 
 
 def test_masks_with_a_palette(root):
