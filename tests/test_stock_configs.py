@@ -248,6 +248,12 @@ DETECTORS = dict(
         {**DETR, 'neck.in_channels': [64]},
         terms=2,
     ),
+    detr_sigmoid=Case(
+        'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+        LEAF_DENSE.format(SIGMOID + counts(80)),
+        {**DETR, 'neck.in_channels': [64]},
+        terms=2,
+    ),
     deformable_detr=Case(
         'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
         LEAF_DENSE.format(SIGMOID + counts(80)),
@@ -545,6 +551,7 @@ LONG = {
     'mask_rcnn_lvis_eql',
     'segformer_efl',
     'vgg_multi_label_sigmoid_eql',
+    'detr_sigmoid',
     'mask2former',
     'sparse_rcnn',
     'vgg_multi_label',
@@ -561,37 +568,48 @@ CASES = [
 ]
 
 
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """A stock model as it is before the first batch."""
+
+    def build(host, case, change):
+        pytest.importorskip(host)
+        importlib.import_module(f'{host}.models')
+        path = tmp_path / 'config.py'
+        path.write_text(f"_base_ = ['{case.config}']\n{change}\n")
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(
+            {f'model.{key}': value for key, value in case.small.items()}
+        )
+        if 'data_preprocessor' in cfg:  # as the Runner does
+            cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+        torch.manual_seed(0)
+        np.random.seed(0)
+        # TOODHead looks up the epoch of the run.
+        monkeypatch.setattr(MessageHub, '_instance_dict', {})
+        MessageHub.get_current_instance().update_info('epoch', 1)
+        with DefaultScope.overwrite_default_scope(host):
+            registry = importlib.import_module(f'{host}.registry')
+            model = revert_sync_batchnorm(registry.MODELS.build(cfg.model))
+            # What a Runner does before training.
+            runner = Namespace(
+                model=model,
+                logger=logging.getLogger('test'),
+                _train_loop=Namespace(dataloader=DataLoader([0])),
+            )
+            LossSetupHook().before_run(runner)
+            model.init_weights()
+        return model.train()
+
+    return build
+
+
 @pytest.mark.parametrize('host, name', CASES)
-def test_one_line_change(host, name, tmp_path, monkeypatch):
-    pytest.importorskip(host)
-    importlib.import_module(f'{host}.models')
+def test_one_line_change(host, name, built):
     cases, data_of = FAMILIES[host]
     case = cases[name]
-    path = tmp_path / f'{name}.py'
-    path.write_text(f"_base_ = ['{case.config}']\n{case.change}\n")
-    cfg = Config.fromfile(path)
-    cfg.merge_from_dict(
-        {f'model.{key}': value for key, value in case.small.items()}
-    )
-    if 'data_preprocessor' in cfg:  # as the Runner does
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-
-    torch.manual_seed(0)
-    np.random.seed(0)
-    # TOODHead looks up the epoch of the run.
-    monkeypatch.setattr(MessageHub, '_instance_dict', {})
-    MessageHub.get_current_instance().update_info('epoch', 1)
+    model = built(host, case, case.change)
     with DefaultScope.overwrite_default_scope(host):
-        registry = importlib.import_module(f'{host}.registry')
-        model = revert_sync_batchnorm(registry.MODELS.build(cfg.model))
-        # What a Runner does before training.
-        runner = Namespace(
-            model=model,
-            logger=logging.getLogger('test'),
-            _train_loop=Namespace(dataloader=DataLoader([0])),
-        )
-        LossSetupHook().before_run(runner)
-        model.init_weights()
         losses = [
             m
             for m in model.modules()
@@ -602,7 +620,6 @@ def test_one_line_change(host, name, tmp_path, monkeypatch):
         for loss in losses:
             loss.register_forward_hook(lambda *args: calls.append(args[-1]))
 
-        model.train()
         optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-2))
         data = data_of(model, case)
         before = {k: v.clone() for k, v in model.named_parameters()}
@@ -626,3 +643,53 @@ def test_one_line_change(host, name, tmp_path, monkeypatch):
         with torch.no_grad():
             results = model.test_step(data_of(model, case))
         assert len(results) == 2
+
+
+@pytest.mark.parametrize(
+    'host, name',
+    [
+        pytest.param(
+            host,
+            name,
+            id=f'{host}-{name}',
+            marks=[] if name in ('fcos', 'retinanet_efl') else slow,
+        )
+        for host, (cases, _) in FAMILIES.items()
+        for name in cases
+    ],
+)
+def test_training_starts_where_the_hosts_does(host, name, built, caplog):
+    """Not at more than ten times its loss, or a warning says why."""
+    cases, data_of = FAMILIES[host]
+    case = cases[name]
+    # The bias of the heads is what this is about.
+    small = {k: v for k, v in case.small.items() if k != 'bbox_head.init_cfg'}
+    case = case._replace(small=small)
+    model = built(host, case, case.change)
+    places = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, lt_losses_mm.losses.LongTailLoss)
+    ]
+
+    def first(model):
+        terms = []
+        for place in places:
+            model.get_submodule(place).register_forward_hook(
+                lambda *args: terms.append(args[-1].sum().item())
+            )
+        torch.manual_seed(0)
+        np.random.seed(0)
+        with torch.no_grad(), DefaultScope.overwrite_default_scope(host):
+            data = model.data_preprocessor(data_of(model, case), True)
+            model(**data, mode='loss')
+        return sum(terms)
+
+    ours, theirs = first(model), first(built(host, case, ''))
+    assert 0 < ours and 0 < theirs
+    if 'no focal factor' in caplog.text:
+        assert ours > 10 * theirs
+    else:
+        assert ours < 10 * theirs
+    if 'lt_losses_mm.EqualizedFocalLoss' in case.change and host == 'mmdet':
+        assert ours == pytest.approx(theirs, rel=1e-4)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -44,6 +45,7 @@ class LossSetupHook(Hook):
             return
         for name, loss in losses(runner):
             check_head(runner, name, loss, _owner(runner, name))
+            _tell_parameters(runner, name, loss)
         for name, loss in losses(runner):
             set_initial_bias(runner, name, loss, _owner(runner, name))
         _warn_of_double_correction(runner)
@@ -66,6 +68,21 @@ def _warn_of_double_correction(runner: Runner) -> None:
             f'training data, while the class_counts of {", ".join(fixed)} '
             "are fixed. Use class_counts='auto', which counts what the "
             'model sees, or sample without balancing.'
+        )
+
+
+def _tell_parameters(runner: Runner, name: str, loss: LongTailLoss) -> None:
+    """Log what is not at its default: some of it may be inherited."""
+    shared = inspect.signature(LongTailLoss).parameters
+    said = [
+        f'{key}={getattr(loss, key)!r} (default {known.default!r})'
+        for key, known in inspect.signature(type(loss)).parameters.items()
+        if key not in shared
+        and getattr(loss, key, known.default) != known.default
+    ]
+    if said:
+        runner.logger.info(
+            f'{name}: {type(loss).__name__} has {", ".join(said)}'
         )
 
 
@@ -175,6 +192,13 @@ def check_head(
             f'{name}: {type(loss).__name__} leaves rare classes without any '
             f'negative in {kind}, which has no rows of background; '
             'EqualizationSoftmaxLoss is its form for such heads'
+        )
+    if is_any(head, host.focal) and not loss.focal:
+        runner.logger.warning(
+            f'{name}: {type(loss).__name__} has no focal factor, so that the '
+            f'background of {kind} adds up: training starts at ten to '
+            'a thousand times the value of FocalLoss; EqualizedFocalLoss '
+            'starts at that value'
         )
     expected = getattr(head, 'num_classes', None)
     if expected is None or attribute not in _CLASS_LOSSES:

@@ -36,6 +36,8 @@ class Host:
         refused: Heads that no loss of ours can serve, and what they do.
         other_losses: Attributes of heads that hold losses over no classes,
             and what these do.
+        focal: Heads whose own loss has a focal factor, and no other loss a
+            start of the same size.
         sigmoid_only: Heads that read their logits as sigmoids.
         softmax_only: Heads that read their logits as a softmax.
         learns_quality: Whether a head passes (labels, quality), or a map of
@@ -70,6 +72,7 @@ class Host:
     count_unit: str = 'image'
     refused: Mapping[str, str] = field(default_factory=dict)
     other_losses: Mapping[str, str] = field(default_factory=dict)
+    focal: AbstractSet[str] = frozenset()
     sigmoid_only: AbstractSet[str] = frozenset()
     softmax_only: AbstractSet[str] = frozenset()
     learns_quality: Callable[[nn.Module], bool] = lambda head: False

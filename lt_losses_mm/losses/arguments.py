@@ -127,8 +127,8 @@ def _unknown(
     for key in unknown[:10]:
         if key not in _MISPLACED:
             near = difflib.get_close_matches(key, known, 1)
-            fixes += [f'write {name} for {key}' for name in near]
-    if '_delete_' not in unknown:
+            fixes += [f'{name}, if {key} is a misspelling' for name in near]
+    if not set(unknown) <= set(_MISPLACED):
         fixes.append(
             'add _delete_=True to the dict of the loss, which drops what the '
             'replaced loss has left'

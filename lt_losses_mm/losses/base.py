@@ -35,6 +35,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     takes_soft_labels = True
     takes_quality = False  # labels as (labels, quality), of GFL-type heads
     activated = False  # whether the head passes probabilities
+    focal = False  # whether easy rows weigh next to nothing
     needs_background = False  # or some class would have no negative
     # For lt_losses_mm.testing: arguments of an example, of its plain form (if
     # it has one), and with which its gradient is the derivative.
@@ -45,9 +46,8 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     class_counts: Tensor
     class_weight: Tensor | None
 
-    # mmdet asks three separate flags for one thing: that the loss, not the
-    # head, knows channels, activation and accuracy. Any subset of them makes
-    # a head mix two conventions.
+    # Three flags of mmdet for one thing: the loss, not the head, knows
+    # columns, activation and accuracy. A subset would mix two conventions.
     custom_cls_channels = custom_activation = custom_accuracy = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

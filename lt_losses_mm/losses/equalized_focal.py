@@ -73,6 +73,7 @@ class EqualizedFocalLoss(SigmoidLoss):
     statistics: GradientStatistics
     background_policies = ('negatives',)
     neutral = dict(scale_factor=0)
+    focal = True
     plain_form = 'plain focal loss'
 
     def __init__(
@@ -161,6 +162,7 @@ class EqualizedQualityFocalLoss(SigmoidLoss):
     background_policies = ('negatives',)
     takes_quality = True
     neutral = dict(scale_factor=0)
+    focal = True
     plain_form = 'plain Quality Focal Loss'
 
     def __init__(

@@ -521,6 +521,46 @@ def test_heads_that_read_a_softmax(train):
     train(build_head('SABLHead', 'BalancedSoftmaxLoss'))
 
 
+# ------------------------------------------------------ what the log tells
+def test_parameters_that_are_not_the_defaults_are_told(train, log):
+    loss = dict(
+        type='lt_losses_mm.EqualizedFocalLoss',
+        use_sigmoid=True,
+        alpha=0.75,
+        loss_weight=2.0,
+    )
+    train(build_head('RetinaHead', loss))
+    (told,) = messages(log, 'EqualizedFocalLoss has')
+    assert told == (
+        'extra.loss_cls: EqualizedFocalLoss has alpha=0.75 (default 0.25)'
+    )
+
+
+@pytest.mark.parametrize('kind', ['RetinaHead', 'YOLOFHead'])
+def test_no_focal_factor_in_a_dense_head(train, log, kind):
+    for name in SIGMOID:
+        if not LOSSES[name].takes_quality:
+            loss = dict(type=f'lt_losses_mm.{name}', use_sigmoid=True)
+            train(build_head(kind, dict(loss, class_counts=[6, 3, 1])))
+    if kind == 'RetinaHead':
+        train(build_head(kind, 'BalancedSoftmaxLoss'))
+    told = messages(log, 'no focal factor')
+    assert [line.split()[1] for line in told] == [
+        'BalancedSigmoidLoss',
+        'EqualizationLoss',
+        'SigmoidEqualizationLoss',
+        *(['BalancedSoftmaxLoss'] if kind == 'RetinaHead' else []),
+    ]
+
+
+@pytest.mark.parametrize(
+    'kind', ['Shared2FCBBoxHead', 'MultiLabelLinearClsHead', 'FCNHead']
+)
+def test_other_heads_need_no_focal_factor(train, log, kind):
+    train(build_head(kind, 'BalancedSigmoidLoss'))
+    assert not messages(log, 'no focal factor')
+
+
 # ------------------------------------------- classes of the head and the data
 def compare(names, loss='SigmoidEqualizationLoss', kind='LinearClsHead', **kw):
     """A head for C classes meets data with these names."""

@@ -15,6 +15,7 @@ SETS = (
     'refused',
     'passes_probabilities',
     'keeps_quality',
+    'focal',
     'sigmoid_only',
     'softmax_only',
     'own_bias',

@@ -228,14 +228,17 @@ def test_loss_name():
 @pytest.mark.parametrize(
     ('keys', 'expected'),
     [
-        (['tua'], "unknown keys 'tua', .*write tau for tua; .*_delete_=True"),
+        (
+            ['tua'],
+            'keys .tua., .*tau, if tua is a misspelling; .*_delete_=True',
+        ),
         (
             ['label_smooth_val', 'beta', 'loss_wieght'],
             "unknown keys 'label_smooth_val', 'beta', 'loss_wieght', .*"
-            'write loss_weight for loss_wieght',
+            'loss_weight, if loss_wieght is a misspelling',
         ),
         ([f'k{i}' for i in range(40)], "'k9' and 30 more, "),
-        (['use_mask'], 'use_mask is a key of .*leave loss_mask as'),
+        (['use_mask'], r"leave loss_mask as the host's own\.$"),
         (['_delete_'], r'a list of heads: remove it\.$'),
     ],
 )
