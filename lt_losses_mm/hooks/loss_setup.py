@@ -11,9 +11,10 @@ from mmengine.model import BaseModule
 from mmengine.runner import Runner
 from torch import nn
 
-from ..hosts import HOSTS, MMDET, host_of, is_any
+from ..hosts import HOSTS, MMDET, heads, host_of, is_any
 from ..losses import LongTailLoss
 from ..messages import fault, listed
+from ..priors import joined
 from ..registry import HOOKS
 from .class_counts import is_training, losses
 from .training_data import balanced_by, stated_class_names
@@ -207,6 +208,9 @@ def check_head(
     if known is None:
         loss.set_num_classes(expected, kind)
     elif expected != known:
+        if loss.known_counts is not None:
+            for names in stated_class_names(runner):
+                joined(loss.known_counts, names, 'the training data')
         counts = loss.class_counts.tolist()
         raise fault(
             'class_counts' if counts else 'num_classes',
@@ -220,10 +224,12 @@ def check_head(
         _check_names(runner, name, expected, kind)
 
 
-def _check_names(runner: Runner, name: str, heads: int, kind: str) -> None:
+def _check_names(runner: Runner, name: str, expected: int, kind: str) -> None:
     """Compare the classes of a head with the names in the training data.
 
     Counts that a config states say what the model sees, whatever the names.
+    Where another head has the classes of the data, this one has a task of its
+    own, as a discriminator has.
     """
     for names in stated_class_names(runner):
         if isinstance(names, str):
@@ -234,7 +240,10 @@ def _check_names(runner: Runner, name: str, heads: int, kind: str) -> None:
                 f'a comma makes one of it, classes=({names!r},)',
                 'data set of the training',
             )
-        if len(names) == heads:
+        if len(names) == expected or any(
+            getattr(head, 'num_classes', None) == len(names)
+            for head in heads(runner.model)
+        ):
             continue
         hidden = [one for one in names if str(one).startswith('.')]
         fix = (
@@ -246,7 +255,7 @@ def _check_names(runner: Runner, name: str, heads: int, kind: str) -> None:
             fix = f'remove {listed(hidden)}, a hidden folder, from the data'
         raise fault(
             'num_classes',
-            heads,
+            expected,
             f'{len(names)} for {kind}, as the training data have the classes '
             f'{listed(names)}',
             fix,

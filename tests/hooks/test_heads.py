@@ -568,6 +568,7 @@ def compare(names, loss='SigmoidEqualizationLoss', kind='LinearClsHead', **kw):
     metainfo = names if isinstance(names, list) else dict(classes=names)
     runner = Namespace(
         logger=logging.getLogger('test'),
+        model=nn.ModuleDict(dict(head=head)),
         _train_loop=Namespace(
             dataloader=Namespace(dataset=Namespace(metainfo=metainfo))
         ),
