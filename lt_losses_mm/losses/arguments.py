@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 import re
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import numpy as np
 import torch
@@ -98,9 +98,11 @@ def refuse_unknown(cls: type) -> None:
 
     Its signature stays as it is.
     """
-    init = cls.__dict__.get('__init__')
-    known = inspect.signature(init).parameters if init is not None else {}
-    if not known or any(p.kind is p.VAR_KEYWORD for p in known.values()):
+    if '__init__' not in cls.__dict__:
+        return
+    init: Callable[..., None] = cls.__dict__['__init__']
+    known = inspect.signature(init).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
         return
 
     @functools.wraps(init)
