@@ -14,9 +14,10 @@ from torch import nn
 from ..hosts import HOSTS, MMDET, host_of, is_any
 from ..losses import LongTailLoss
 from ..messages import fault, listed
+from ..priors import joined
 from ..registry import HOOKS
 from .class_counts import is_training, losses
-from .training_data import balanced_by, stated_class_names
+from .training_data import balanced_by, names_of_training_data
 
 # A head of somebody's own may name its last layer as any host does.
 _LAST_LAYERS = tuple(host.last_layer for host in HOSTS)
@@ -207,7 +208,11 @@ def check_head(
     if known is None:
         loss.set_num_classes(expected, kind)
     elif expected != known:
-        counts = loss.class_counts.tolist()
+        counts, stated = loss.class_counts.tolist(), loss.known_counts
+        if stated is not None and stated.names:
+            # Names say more than numbers, if the data have them, too.
+            names = names_of_training_data(runner)
+            joined(stated, names, 'the training data')
         raise fault(
             'class_counts' if counts else 'num_classes',
             counts or known,
@@ -225,31 +230,16 @@ def _check_names(runner: Runner, name: str, heads: int, kind: str) -> None:
 
     Counts that a config states say what the model sees, whatever the names.
     """
-    for names in stated_class_names(runner):
-        if isinstance(names, str):
-            raise fault(
-                'metainfo.classes',
-                names,
-                'a sequence of names, of which a string is none',
-                f'a comma makes one of it, classes=({names!r},)',
-                'data set of the training',
-            )
-        if len(names) == heads:
-            continue
-        hidden = [one for one in names if str(one).startswith('.')]
-        fix = (
-            f'write num_classes={len(names)} in {kind}, or correct '
-            'metainfo.classes of the data sets; where a transform makes '
-            'other classes of them, give class_counts as a list'
-        )
-        if hidden:
-            fix = f'remove {listed(hidden)}, a hidden folder, from the data'
+    names = names_of_training_data(runner)
+    if names and len(names) != heads:
         raise fault(
             'num_classes',
             heads,
             f'{len(names)} for {kind}, as the training data have the classes '
             f'{listed(names)}',
-            fix,
+            f'write num_classes={len(names)} in {kind}, or correct '
+            'metainfo.classes of the data sets; where a transform makes '
+            'other classes of them, give class_counts as a list',
             name,
         )
 

@@ -185,10 +185,9 @@ def label_names(leaf: Any) -> Names | None:
         raise fault(
             'metainfo.classes',
             said,
-            'a sequence of names, got one string, whose characters would be '
-            'the classes',
-            f'one class needs a comma: ({said!r},); a file of names has to '
-            'exist',
+            'a sequence of names, of which a string is none: its characters '
+            'would be the classes',
+            f'a comma makes one of it, classes=({said!r},)',
             describe_leaf(leaf),
         )
     said = None if said is None else tuple(map(str, said))

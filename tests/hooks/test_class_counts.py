@@ -342,6 +342,14 @@ def test_counts_of_a_file_with_other_names(make_runner, loader, named):
         runner.train()
 
 
+def test_counts_of_a_file_for_a_part_of_the_classes(make_runner, tmp_path):
+    path = tmp_path / 'part.json'
+    ClassCounts([6, 1], names=('a', 'c'), source='me').save(path)
+    runner = make_runner(dict(AUTO, class_counts=str(path)))
+    with pytest.raises(ValueError, match="part.json.*missing: 'b'"):
+        runner.train()
+
+
 def test_counts_of_classes_that_a_transform_makes(
     make_runner, loader, tmp_path
 ):
