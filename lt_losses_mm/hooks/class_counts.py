@@ -63,9 +63,11 @@ class ClassCountsHook(Hook):
             check_segmentation(runner)
             names = names_of_training_data(runner)
             for _, loss in losses(runner):
-                if loss.known_counts is not None:
-                    counts = joined(loss.known_counts, names, _TRAINING)
-                    loss.set_class_counts(counts)
+                counts = loss.known_counts
+                # Where transforms make other classes of them, the names of
+                # the data say nothing of the counts.
+                if counts and names and len(names) == counts.num_classes:
+                    loss.set_class_counts(joined(counts, names, _TRAINING))
             evaluated = names_of(runner._val_loop)
             same_labels(names, _TRAINING, evaluated, 'the validation data')
             self._fill_losses(runner)

@@ -17,7 +17,7 @@ from ..messages import fault, listed
 from ..priors import joined
 from ..registry import HOOKS
 from .class_counts import is_training, losses
-from .training_data import balanced_by, stated_class_names
+from .training_data import balanced_by, names_of_training_data
 
 # A head of somebody's own may name its last layer as any host does.
 _LAST_LAYERS = tuple(host.last_layer for host in HOSTS)
@@ -208,10 +208,11 @@ def check_head(
     if known is None:
         loss.set_num_classes(expected, kind)
     elif expected != known:
-        if loss.known_counts is not None:
-            for names in stated_class_names(runner):
-                joined(loss.known_counts, names, 'the training data')
-        counts = loss.class_counts.tolist()
+        counts, stated = loss.class_counts.tolist(), loss.known_counts
+        if stated is not None and stated.names:
+            # Names say more than numbers, if the data have them, too.
+            names = names_of_training_data(runner)
+            joined(stated, names, 'the training data')
         raise fault(
             'class_counts' if counts else 'num_classes',
             counts or known,
@@ -231,34 +232,21 @@ def _check_names(runner: Runner, name: str, expected: int, kind: str) -> None:
     Where another head has the classes of the data, this one has a task of its
     own, as a discriminator has.
     """
-    for names in stated_class_names(runner):
-        if isinstance(names, str):
-            raise fault(
-                'metainfo.classes',
-                names,
-                'a sequence of names, of which a string is none',
-                f'a comma makes one of it, classes=({names!r},)',
-                'data set of the training',
-            )
-        if len(names) == expected or any(
-            getattr(head, 'num_classes', None) == len(names)
-            for head in heads(runner.model)
-        ):
-            continue
-        hidden = [one for one in names if str(one).startswith('.')]
-        fix = (
-            f'write num_classes={len(names)} in {kind}, or correct '
-            'metainfo.classes of the data sets; where a transform makes '
-            'other classes of them, give class_counts as a list'
-        )
-        if hidden:
-            fix = f'remove {listed(hidden)}, a hidden folder, from the data'
+    names = names_of_training_data(runner)
+    if not names or len(names) == expected:
+        return
+    known = {
+        getattr(head, 'num_classes', None) for head in heads(runner.model)
+    }
+    if len(names) not in known:
         raise fault(
             'num_classes',
             expected,
             f'{len(names)} for {kind}, as the training data have the classes '
             f'{listed(names)}',
-            fix,
+            f'write num_classes={len(names)} in {kind}, or correct '
+            'metainfo.classes of the data sets; where a transform makes '
+            'other classes of them, give class_counts as a list',
             name,
         )
 

@@ -55,14 +55,6 @@ def counts_of_training_data(
     return natural_counts(loader.dataset, **options)
 
 
-def stated_class_names(runner: Runner) -> list[Any]:
-    """What the training data call their classes, once for each data set."""
-    found = getattr(_train_dataloader(runner).dataset, 'metainfo', None)
-    # mmdet's ConcatDataset has a list where its parts differ.
-    parts = found if isinstance(found, (list, tuple)) else [found or {}]
-    return [part['classes'] for part in parts if part.get('classes')]
-
-
 def balanced_by(runner: Runner) -> str | None:
     """What balances the runner's training data, if anything does."""
     loader = _train_dataloader(runner)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Mapping
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
@@ -118,7 +118,8 @@ class FrequencyMetric(BaseMetric):
                 )
             )
         if not self.names_are_compared:
-            names = (self.dataset_meta or {}).get('classes')
+            meta = self.dataset_meta
+            names = meta.get('classes') if isinstance(meta, Mapping) else None
             counts = joined(self.class_counts, names, 'the evaluated data')
             if counts is not self.class_counts:
                 self.set_class_counts(counts)

@@ -71,8 +71,8 @@ def class_names(dataset: Any) -> Names | None:
         dataset: Of any host, wrapped or not.
 
     Returns:
-        None if they are unknown, or the parts of it have different numbers
-        of classes.
+        None if they are unknown; the longest list where one part has more
+        classes than another.
 
     Raises:
         ValueError: If names and labels of a part contradict each other, or
@@ -89,7 +89,7 @@ def class_names(dataset: Any) -> Names | None:
     first, names = known[0]
     for leaf, others in known[1:]:
         same_labels(names, describe_leaf(first), others, describe_leaf(leaf))
-    return names if len({len(n) for _, n in known}) == 1 else None
+    return max((found for _, found in known), key=len)
 
 
 def same_labels(
@@ -185,10 +185,9 @@ def label_names(leaf: Any) -> Names | None:
         raise fault(
             'metainfo.classes',
             said,
-            'a sequence of names, got one string, whose characters would be '
-            'the classes',
-            f'one class needs a comma: ({said!r},); a file of names has to '
-            'exist',
+            'a sequence of names, of which a string is none: its characters '
+            'would be the classes',
+            f'a comma makes one of it, classes=({said!r},)',
             describe_leaf(leaf),
         )
     said = None if said is None else tuple(map(str, said))
@@ -210,7 +209,11 @@ def label_names(leaf: Any) -> Names | None:
         )
     missing = [name for name in said if name not in found]
     if len(found) < len(said):
-        spelt = {name.lower(): name for name in _all_names(leaf)}
+        spelt = {
+            str(c.get('name')).lower(): str(c.get('name'))
+            for c in _categories(leaf) or ()
+            if c.get('name') not in said
+        }
         near = [
             spelt[close]
             for name in missing
@@ -259,10 +262,6 @@ def _names_in_file(leaf: Any) -> Names | None:
         return None
     names = {c['id']: str(c.get('name', c['id'])) for c in categories}
     return tuple(names[i] for i in ids)
-
-
-def _all_names(leaf: Any) -> list[str]:
-    return [str(c.get('name')) for c in _categories(leaf) or ()]
 
 
 def _categories(leaf: Any) -> list[dict[str, Any]] | None:
@@ -356,6 +355,14 @@ def _plain(*lists: Sequence[str]) -> list[list[str]]:
     return [list(names) for names in lists]
 
 
+def _same_word(name: str, other: str) -> bool:
+    """Equal, or a slip of the pen in a long name, as one in LVIS's file."""
+    return name == other or (
+        re.findall(r'\d+', name) == re.findall(r'\d+', other)
+        and difflib.SequenceMatcher(None, name, other).ratio() > 0.9
+    )
+
+
 def _moved(names: Names, others: Names) -> str:
     """The classes whose labels differ, or nothing."""
     before, now = _plain(names, others)
@@ -377,7 +384,7 @@ def _warn_of_renamed(
         for i, (a, b, p, q) in enumerate(
             zip(names, others, *_plain(names, others))
         )
-        if difflib.SequenceMatcher(None, p, q).ratio() < 0.8
+        if not _same_word(p, q)
     ]
     if odd:
         more = f' and {len(odd) - 10} more' if len(odd) > 10 else ''

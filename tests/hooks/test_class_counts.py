@@ -336,18 +336,32 @@ def test_counts_of_a_file_are_joined_by_name(make_runner, named, log):
     assert 'named.json' in told and "'c' 1 / 2" in told
 
 
-@pytest.mark.parametrize(
-    'counts, names, missing',
-    [((6, 3, 1), 'abd', "missing: 'd'"), ((6, 3), 'ab', 'them: .c.')],
-)
-def test_counts_of_a_file_with_other_names(
-    make_runner, loader, named, counts, names, missing
-):
-    runner = make_runner(
-        named, num_classes=len(names), train=loader(counts, names=names)
-    )
-    with pytest.raises(ValueError, match=f'named.json.*{missing}'):
+def test_counts_of_a_file_with_other_names(make_runner, loader, named):
+    runner = make_runner(named, train=loader(names='abd'))
+    with pytest.raises(ValueError, match="named.json.*missing: 'd'"):
         runner.train()
+
+
+def test_counts_of_a_file_for_a_part_of_the_classes(make_runner, tmp_path):
+    path = tmp_path / 'part.json'
+    ClassCounts([6, 1], names=('a', 'c'), source='me').save(path)
+    runner = make_runner(dict(AUTO, class_counts=str(path)))
+    with pytest.raises(ValueError, match="part.json.*missing: 'b'"):
+        runner.train()
+
+
+def test_counts_of_classes_that_a_transform_makes(
+    make_runner, loader, tmp_path
+):
+    path = tmp_path / 'two.json'
+    ClassCounts([6, 4], names=('yes', 'no'), source='me').save(path)
+    runner = make_runner(
+        dict(AUTO, class_counts=str(path)),
+        num_classes=2,
+        train=loader((6, 0, 0)),
+    )
+    runner.train()
+    assert counts_of(runner) == [6, 4]
 
 
 def test_empty_classes_are_named(make_runner, loader, log):

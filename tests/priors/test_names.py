@@ -98,6 +98,25 @@ def test_other_names_of_the_same_labels_are_told(caplog):
     assert "1: 'dog' and 'wolf'" in told and 'by position' in told
 
 
+@pytest.mark.parametrize('other', ['class 2', 'klass 1', 'plass 11', 'x'])
+def test_names_that_are_close_are_other_names(caplog, other):
+    same_labels(('class 1', 'a'), f'data of {other}', (other, 'a'), 'y')
+    assert f"0: 'class 1' and {other!r}" in _warnings(caplog)[0]
+
+
+def test_a_slip_of_the_pen_is_no_news(caplog):
+    names = (('speaker_(stero_equipment)',), ('speaker_(stereo_equipment)',))
+    same_labels(names[0], 'the file', names[1], 'the data set')
+    assert not _warnings(caplog)
+
+
+def test_parts_with_further_classes():
+    both = TorchConcat([Labels(('a', 'b')), Labels(('a', 'b', 'c'))])
+    assert class_names(both) == ('a', 'b', 'c')
+    with pytest.raises(ValueError, match="metainfo.'classes'.*got .2, 3."):
+        count_dataset(both)
+
+
 def test_case_that_tells_classes_apart():
     same_labels(('A', 'a', 'b'), 'x', ('A', 'a', 'b'), 'y')
     with pytest.raises(ValueError, match="'A' 0 / 1, 'a' 1 / 0"):
