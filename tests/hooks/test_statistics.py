@@ -376,12 +376,6 @@ def test_steps_of_an_unknown_optimizer_commit_nothing(make, commits):
     assert not commits and not loss_of(runner).statistics.sums.any()
 
 
-def test_hooks_are_taken_off_the_optimizer_after_training(make):
-    runner = make()
-    runner.train()
-    assert not runner.optim_wrapper.optimizer._optimizer_step_post_hooks
-
-
 def test_wrappers_of_other_engines_do_not_tell(commits):
     """Whether a step was due; the optimizer in it tells whether it was."""
     weight = nn.Parameter(torch.ones(1))
