@@ -197,11 +197,20 @@ def _count(
                 leaf, index, draws[index], num_classes, form, unit
             )
             total, seen = total + found, seen + boxes
+    source = _source(dataset, sampler, leaves)
+    if unit == 'pixel' and seen[1] and not seen[0]:
+        raise fault(
+            'ignore_index',
+            ignore_index,
+            f'some pixels of another label, but {source} has none',
+            'look at reduce_zero_label and at the values of the masks: 0 and '
+            '255 alone are no two classes',
+        )
     counts = ClassCounts(
         total,
         unit or 'image',
         names if names is not None and len(names) == num_classes else None,
-        _source(dataset, sampler, leaves),
+        source,
         float(seen[1] / seen.sum()) if seen.any() else None,
     )
     for size in sizes:

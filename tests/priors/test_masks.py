@@ -264,7 +264,7 @@ def test_masks_without_a_pixel_of_a_class(root):
     counts = count_dataset(build(root, reduce_zero_label=False))
     assert counts.counts.tolist()[1:] == [0, 0, 0]
     assert "'sky', 'tree', 'road'" in empty_classes(counts)
-    with pytest.raises(ValueError, match='BaseSeg|Streets'):
+    with pytest.raises(ValueError, match='ignore_index=255.*reduce_zero'):
         count_dataset(build(root))  # 0 is unlabelled, too
 
 
@@ -465,7 +465,7 @@ def test_cache_that_cannot_be_written(
         counts = count_dataset(dataset)
         assert counts.counts.tolist() == expected(dataset, 'pixel', 4)
     assert passes == [3]
-    assert "file/cache', expected a folder that can be written" in caplog.text
+    assert "file/cache', expected a folder that you can write" in caplog.text
 
 
 def test_full_disk(root, passes, cache, monkeypatch, caplog):
