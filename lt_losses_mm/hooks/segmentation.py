@@ -164,7 +164,11 @@ def _of_pixels(head: Any) -> bool:
 def _segmenting(runner: Runner) -> list[Any]:
     """Heads that learn from masks, the main one first."""
     found = label_heads(runner.model)
-    heads = [one for one in found if hasattr(one[1], 'ignore_index')]
+    heads = [
+        one
+        for one in found
+        if hasattr(one[1], 'ignore_index') and hasattr(one[1], 'num_classes')
+    ]
     return sorted(heads, key=lambda one: 'auxiliary' in one[0])
 
 
@@ -226,7 +230,8 @@ def _places(runner: Runner) -> Iterator[Place]:
 def _padding(runner: Runner) -> Iterator[Place]:
     """Labels that pixels get which no mask has."""
     model = _unwrapped(runner.model)
-    parts = [('model.data_preprocessor', model.data_preprocessor)]
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    parts = [('model.data_preprocessor', preprocessor)]
     for key, part in [*parts, *_train_parts(runner)]:
         for name in ('seg_pad_val', 'seg_fill_in'):
             if getattr(part, name, None) is not None:

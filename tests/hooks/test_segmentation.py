@@ -14,7 +14,11 @@ from mmengine.runner import Runner
 from torch import nn
 
 from lt_losses_mm.hooks import ClassCountsHook
-from lt_losses_mm.hooks.segmentation import counted_as, label_of_config
+from lt_losses_mm.hooks.segmentation import (
+    check_segmentation,
+    counted_as,
+    label_of_config,
+)
 from lt_losses_mm.losses import LOSSES, BalancedSoftmaxLoss
 from lt_losses_mm.priors import masks as pixel_masks
 
@@ -470,3 +474,22 @@ def test_segments_of_a_head_without_ignore_index():
     model.own = other = BalancedSoftmaxLoss(ignore_index=7)
     assert counted_as(model, loss) == dict(unit='image', ignore_index=255)
     assert counted_as(model, other) == dict(unit=None, ignore_index=7)
+
+
+def test_a_head_of_ones_own_without_a_number_of_classes(make_runner):
+    """It is not compared with anything, and trains."""
+
+    class OwnHead(nn.Module):
+        ignore_index = 11
+        loss_decode: nn.Module
+
+    runner = make_runner(
+        val_dataloader=False, val_cfg=False, val_evaluator=False
+    )
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.model.own = own = OwnHead()
+    own.loss_decode = BalancedSoftmaxLoss(class_counts=[6, 3, 1])
+    check_segmentation(runner)
+    own.num_classes = 3
+    check_segmentation(runner)
+    assert own.loss_decode.ignore_index == 11
