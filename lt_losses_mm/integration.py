@@ -44,6 +44,9 @@ def install() -> None:
     if not any(isinstance(one, _ToMMEngine) for one in logger.handlers):
         logger.addHandler(_ToMMEngine())
         logger.setLevel(logging.INFO)
+        # The package lvis gives the root a handler, when mmdet imports it:
+        # each line would come twice.
+        logger.propagate = False
     MODULE2PACKAGE['mmseg'] = 'mmseg'
     MODULE2PACKAGE['lt_losses_mm'] = 'lt_losses_mm'
     if not hasattr(Config._get_cfg_path, '_knows_own_configs'):

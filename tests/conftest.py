@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -26,6 +27,13 @@ hypothesis.settings.register_profile(
     'lt-ci', hypothesis.settings.get_profile('lt'), derandomize=True
 )
 hypothesis.settings.load_profile('lt-ci' if os.environ.get('CI') else 'lt')
+
+
+@pytest.fixture(autouse=True)
+def _log(monkeypatch):
+    """Let caplog, whose handler is the root's, see what the package says."""
+    logger = logging.getLogger('lt_losses_mm')
+    monkeypatch.setattr(logger, 'propagate', True)
 
 
 @pytest.fixture(autouse=True)

@@ -178,9 +178,10 @@ def test_commands_exist() -> None:
                 assert (ROOT / word).exists(), f'{page.name}: {word}'
                 seen += 1
         if 'mm-lt-losses' in words:
-            config = words[words.index('mm-lt-losses') + 1]
-            assert config == 'CONFIG.py' or config in named, (
-                f'{page.name}: no config called {config}'
+            what = words[words.index('mm-lt-losses') + 1]
+            tool = 'run' in words and (ROOT / f'tools/{what}.py').exists()
+            assert tool or what == 'CONFIG.py' or what in named, (
+                f'{page.name}: no config or tool called {what}'
             )
             seen += 1
     assert seen

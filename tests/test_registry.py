@@ -13,6 +13,7 @@ import sys
 import pytest
 
 import lt_losses_mm.registry as ours
+from lt_losses_mm import integration
 from lt_losses_mm.losses import LOSSES, LongTailLoss
 
 HOSTS = ('mmdet', 'mmpretrain', 'mmseg')
@@ -308,3 +309,14 @@ def test_the_log_of_the_core_is_that_of_the_run(tmp_path):
         handler.flush()
     text = (tmp_path / 'run.log').read_text()
     assert 'INFO - compiled once' in text and 'WARNING - slower' in text
+
+
+def test_a_line_of_the_log_comes_once(monkeypatch, caplog):
+    """Though another package has given the root logger a handler."""
+    from lt_losses_mm.messages import logger
+
+    logger.warning('for the root')
+    monkeypatch.setattr(logger, 'handlers', [])
+    integration.install()
+    logger.warning('for the run')
+    assert caplog.messages == ['for the root']

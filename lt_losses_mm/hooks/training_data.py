@@ -97,7 +97,7 @@ def check_class_key(metainfo: Any, owner: str) -> None:
         return
     for key, names in metainfo.items():
         if key != 'classes' and str(key).lower() == 'classes':
-            if metainfo.get('classes') == names:
+            if list(metainfo.get('classes') or ()) == list(names or ()):
                 continue
             raise fault(
                 'metainfo',

@@ -189,6 +189,13 @@ def test_names_that_nobody_reads_may_be_missing(make_runner):
     runner.train()
 
 
+def test_both_spellings_of_the_same_names(make_runner):
+    runner = make_runner()
+    meta = dict(classes=('a', 'b', 'c'), CLASSES=['a', 'b', 'c'])
+    runner.val_loop.evaluator.dataset_meta = meta
+    runner.train()
+
+
 def test_class_names_of_versions_0x_in_the_training_data(make_runner):
     runner = make_runner(val_dataloader=None, val_cfg=None, val_evaluator=None)
     runner.train_loop.dataloader.dataset._metainfo = dict(CLASSES='abc')

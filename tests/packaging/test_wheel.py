@@ -298,3 +298,9 @@ def test_editable_install_trains_by_name(source, workplace, tmp_path):
     )
     assert str(source / 'tools' / 'train.py') in out
     assert (work_dir / 'epoch_1.pth').is_file()
+    base = leaf('classification', 'balanced-softmax').relative_to(ROOT)
+    (tmp_path / 'mine.py').write_text(
+        f"_base_ = 'lt_losses_mm::{base.relative_to('configs').as_posix()}'"
+    )
+    out = run(python, '-c', BUILD, 'mine.py', cwd=tmp_path)
+    assert 'mmpretrain.models' in out
