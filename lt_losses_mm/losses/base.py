@@ -44,10 +44,10 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     smooth: Mapping[str, Any] = {}
     plain_form: str
     class_counts: Tensor
+    known_counts: ClassCounts | None = None  # with names, unit and source
     class_weight: Tensor | None
 
-    # Three flags of mmdet for one thing: the loss, not the head, knows
-    # columns, activation and accuracy. A subset would mix two conventions.
+    # All or none: mmdet asks the loss for columns, activation and accuracy.
     custom_cls_channels = custom_activation = custom_accuracy = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -78,19 +78,16 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         )
         check.shared(self, num_classes, reduction, class_weight, use_sigmoid)
         self.reduction, self.ignore_index = reduction, ignore_index
-        self.avg_non_ignore = avg_non_ignore
+        self.avg_non_ignore, self.count_unit = avg_non_ignore, count_unit
         self.overwrite_logits = overwrite_logits
         self.engine = None if engine is None else checked(engine)
         self.loss_name = check.loss_name(owner, loss_name)
-        self.count_unit = count_unit
         self.statistics: RunningStatistics | None = None
         self._expected_classes = num_classes
         self.checked_devices: set[str] = set()  # whose labels were seen
         # Largest label, and formula, by the columns served so far.
         self.served: dict[tuple[int, bool], int] = {}
         self._formulas: dict[Any, tuple[Any, ...]] = {}
-        # What the counts are of: names, unit and source.
-        self.known_counts: ClassCounts | None = None
         self.register_buffer('class_counts', torch.zeros(0))
         weight = check.class_weight(owner, class_weight)
         self.register_buffer('class_weight', weight, persistent=False)
@@ -244,10 +241,10 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     get_accuracy = host_protocol.get_accuracy
 
     def extra_repr(self) -> str:
+        known = getattr(self, 'num_classes', None)
         return (
-            f'num_classes={getattr(self, "num_classes", None)}, background='
-            f'{self.background.key!r}, loss_weight={self.loss_weight}, '
-            f'reduction={self.reduction!r}'
+            f'num_classes={known}, background={self.background.key!r}, '
+            f'loss_weight={self.loss_weight}, reduction={self.reduction!r}'
         )
 
 
