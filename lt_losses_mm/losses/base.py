@@ -235,7 +235,6 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
         rows = self.row_loss(batch)
         return reduced(rows, batch, self.loss_weight) if rows.dim() else rows
 
-    # What mmdet asks of it.
     get_cls_channels = host_protocol.get_cls_channels
     get_activation = host_protocol.get_activation
     get_accuracy = host_protocol.get_accuracy
