@@ -1,6 +1,8 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """The losses, and what they are made of."""
 
+from __future__ import annotations
+
 from .balanced_sigmoid import BalancedSigmoidLoss
 from .balanced_softmax import BalancedSoftmaxLoss
 from .base import LongTailLoss
