@@ -8,10 +8,12 @@ import re
 import sys
 import types
 import warnings
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 import numpy as np
 import torch
+
+_F = TypeVar('_F')
 
 # Up to torch 2.2 the tracer of ``torch.compile`` breaks graphs at data
 # classes, and fails after some of the breaks. So it has to leave out, and call
@@ -23,11 +25,13 @@ def _is_compiling() -> bool:
     return bool(torch._dynamo.is_compiling())
 
 
-def _as_it_is(function: Any) -> Any:
+def _as_it_is(function: _F) -> _F:
     return function
 
 
-traced: Any = _as_it_is if _CAN_TRACE else torch.compiler.disable
+traced: Callable[[_F], _F] = (
+    _as_it_is if _CAN_TRACE else torch.compiler.disable
+)
 
 # Whether ``torch.compile`` traces this; public from torch 2.3 on.
 is_compiling: Callable[[], bool] = getattr(

@@ -197,9 +197,8 @@ def check_head(
     if is_any(head, host.focal) and not loss.focal:
         runner.logger.warning(
             f'{name}: {type(loss).__name__} has no focal factor, so that the '
-            f'background of {kind} adds up: training starts at ten to '
-            'a thousand times the value of FocalLoss; EqualizedFocalLoss '
-            'starts at that value'
+            f'background of {kind} adds up: training starts at many times '
+            'the value of FocalLoss; EqualizedFocalLoss starts at that value'
         )
     expected = getattr(head, 'num_classes', None)
     if expected is None or attribute not in _CLASS_LOSSES:
