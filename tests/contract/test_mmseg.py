@@ -6,7 +6,8 @@ from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
 from torch.testing import assert_close
 
-mmseg = pytest.importorskip('mmseg')
+pytest.importorskip('mmseg')
+import mmseg
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
