@@ -63,7 +63,7 @@ def test_a_head_of_the_host_has_such_a_loss(host, name):
         for key, module in list(sys.modules.items())
         if key.startswith(f'{host}.models.')
     )
-    built = re.compile(rf'self\.{name}\b.* = MODELS\.build\(')
+    built = re.compile(rf'self\.{name}\b.* = (MODELS\.build|build_loss)\(')
     assert any(map(built.search, sources))
 
 
