@@ -24,29 +24,29 @@ ROWS, COLUMNS = 1024, 2048
 COUNTS = range(1, COLUMNS + 1)
 # Operators of a forward and a backward call; the native engine.
 CASES = [
-    (BalancedSoftmaxLoss, dict(class_counts=COUNTS), 26),
-    (SoftmaxEqualizationLoss, dict(num_classes=COLUMNS), 30),
+    (BalancedSoftmaxLoss, dict(class_counts=COUNTS), 21),
+    (SoftmaxEqualizationLoss, dict(num_classes=COLUMNS), 25),
     (
         SeesawSoftmaxLoss,
         dict(num_classes=COLUMNS, background='keep_odds'),
-        30,
+        25,
     ),
     (
         EqualizationSoftmaxLoss,
         dict(class_counts=COUNTS, threshold=500),
-        17,
+        12,
     ),
-    (BalancedSigmoidLoss, dict(class_counts=COUNTS), 29),
+    (BalancedSigmoidLoss, dict(class_counts=COUNTS), 24),
     (
         SigmoidEqualizationLoss,
         dict(num_classes=COLUMNS, background='negatives'),
-        32,
+        27,
     ),
-    (EqualizedFocalLoss, dict(num_classes=COLUMNS), 33),
+    (EqualizedFocalLoss, dict(num_classes=COLUMNS), 28),
     (
         SeesawSoftmaxLoss,
         dict(num_classes=COLUMNS - 2, background='objectness'),
-        48,
+        38,
     ),
 ]
 
