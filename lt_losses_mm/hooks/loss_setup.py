@@ -11,13 +11,17 @@ from mmengine.model import BaseModule
 from mmengine.runner import Runner
 from torch import nn
 
-from ..hosts import HOSTS, MMDET, heads, host_of, is_any
+from ..hosts import HOSTS, MMDET, host_of, is_any
 from ..losses import LongTailLoss
 from ..messages import fault, listed
 from ..priors import joined
 from ..registry import HOOKS
 from .class_counts import is_training, losses
-from .training_data import balanced_by, names_of_training_data
+from .training_data import (
+    balanced_by,
+    names_of_training_data,
+    number_of_things,
+)
 
 # A head of somebody's own may name its last layer as any host does.
 _LAST_LAYERS = tuple(host.last_layer for host in HOSTS)
@@ -228,16 +232,18 @@ def _check_names(runner: Runner, name: str, expected: int, kind: str) -> None:
     """Compare the classes of a head with the names in the training data.
 
     Counts that a config states say what the model sees, whatever the names.
-    Where another head has the classes of the data, this one has a task of its
-    own, as a discriminator has.
+    Where another module has the classes of the data, this head has a task of
+    its own, as a discriminator has; box heads of panoptic data have the
+    things alone.
     """
     names = names_of_training_data(runner)
     if not names or len(names) == expected:
         return
     known = {
-        getattr(head, 'num_classes', None) for head in heads(runner.model)
+        getattr(module, 'num_classes', None)
+        for module in runner.model.modules()
     }
-    if len(names) not in known:
+    if len(names) not in known and expected != number_of_things(runner):
         raise fault(
             'num_classes',
             expected,

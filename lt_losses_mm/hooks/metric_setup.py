@@ -72,6 +72,7 @@ def _check_names(metric: BaseMetric, owner: str) -> None:
         c is not None
         and 'dataset_meta' in c.co_names
         and 'classes' in c.co_consts
+        and 'get' not in c.co_names  # which copes without
         for c in code
     )
     if reads and not meta.get('classes'):
@@ -166,7 +167,7 @@ def _why_missing(metric: FrequencyMetric, name: str, dataset: Any) -> str:
         there = natural_counts(
             dataset, num_classes=counts.num_classes, unit='image'
         ).counts
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # the latter of other ranks
         logger.warning(
             f'Whether the validation data have {name} classes will be seen '
             f'in the evaluation: {error}'

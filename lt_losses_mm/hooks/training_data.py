@@ -66,6 +66,14 @@ def names_of_training_data(runner: Runner) -> tuple[str, ...] | None:
     return class_names(_train_dataloader(runner).dataset)
 
 
+def number_of_things(runner: Runner) -> int | None:
+    """How many classes of the runner's panoptic training data are things."""
+    metainfo = getattr(_train_dataloader(runner).dataset, 'metainfo', None)
+    if not isinstance(metainfo, Mapping) or 'thing_classes' not in metainfo:
+        return None
+    return len(metainfo['thing_classes'])
+
+
 def names_of(loop: Any) -> tuple[str, ...] | None:
     """Class names of what a loop runs through, if it is built."""
     loader = getattr(loop, 'dataloader', None)

@@ -14,6 +14,7 @@ from mmengine.fileio import get
 
 from ..messages import fault, listed
 from ..priors import frequency_groups, frequency_thirds
+from ..priors.names import same_word
 from ..registry import METRICS
 from .base import FrequencyMetric
 
@@ -116,7 +117,12 @@ class FrequencyGroupAP(FrequencyMetric):
                 has them in another order, in which its labels would differ.
         """
         names = [str(name) for name in self.dataset_meta['classes']]
-        known = [c for c in self._content['categories'] if c['name'] in names]
+        known = self._content['categories']
+        if len(known) == len(names) and all(
+            same_word(c['name'], name) for c, name in zip(known, names)
+        ):
+            return [category['id'] for category in known]
+        known = [c for c in known if c['name'] in names]
         found = [category['name'] for category in known]
         if found != names:
             missing = [name for name in names if name not in found]

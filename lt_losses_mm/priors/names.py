@@ -219,6 +219,8 @@ def label_names(leaf: Any) -> Names | None:
             for name in missing
             for close in difflib.get_close_matches(name.lower(), spelt, 1)
         ]
+        if found == said[: len(found)] and not near:
+            return said  # The last are missing: no label is shifted.
         raise fault(
             'metainfo.classes',
             said,
@@ -316,7 +318,9 @@ def _warn_of_spelling(leaf: Any, said: Names | None) -> None:
     used = {
         name
         for index in range(len(leaf))
-        for name in _object_names(leaf.get_data_info(index)['xml_path'])
+        for name in _object_names(
+            leaf.get_data_info(index).get('xml_path', '')
+        )
     }
     further = sorted(used.difference(said))
     (plain,) = _plain(said)
@@ -355,7 +359,7 @@ def _plain(*lists: Sequence[str]) -> list[list[str]]:
     return [list(names) for names in lists]
 
 
-def _same_word(name: str, other: str) -> bool:
+def same_word(name: str, other: str) -> bool:
     """Equal, or a slip of the pen in a long name, as one in LVIS's file."""
     return name == other or (
         re.findall(r'\d+', name) == re.findall(r'\d+', other)
@@ -384,7 +388,7 @@ def _warn_of_renamed(
         for i, (a, b, p, q) in enumerate(
             zip(names, others, *_plain(names, others))
         )
-        if not _same_word(p, q)
+        if not same_word(p, q)
     ]
     if odd:
         more = f' and {len(odd) - 10} more' if len(odd) > 10 else ''

@@ -161,7 +161,7 @@ def _inside(dataset: Any) -> list[Any]:
     # A data set of a host may have an attribute of that name of its own.
     if BASE_DATASET in _kinds(dataset):
         return []
-    if hasattr(dataset, 'datasets'):
+    if isinstance(getattr(dataset, 'datasets', None), (list, tuple)):
         return list(dataset.datasets)
     return [dataset.dataset] if hasattr(dataset, 'dataset') else []
 

@@ -595,6 +595,24 @@ def test_head_and_data_have_other_classes(loss, names):
     compare(names, loss, class_counts=[6, 3, 1])
 
 
+def test_box_heads_of_panoptic_data_have_the_things():
+    head = build_head(
+        'LinearClsHead', dict(type='lt_losses_mm.SeesawSoftmaxLoss')
+    )
+    meta = dict(classes=tuple('abcde'), thing_classes=tuple('abc'))
+    runner = Namespace(
+        logger=logging.getLogger('test'),
+        model=nn.ModuleDict(dict(head=head)),
+        _train_loop=Namespace(
+            dataloader=Namespace(dataset=Namespace(metainfo=meta))
+        ),
+    )
+    check_head(runner, 'head.loss_module', head.loss_module, head)
+    meta['thing_classes'] = tuple('abcd')
+    with pytest.raises(ValueError, match='num_classes=3, expected 5'):
+        check_head(runner, 'head.loss_module', head.loss_module, head)
+
+
 def test_a_forgotten_comma():
     for loss in ('BalancedSoftmaxLoss', 'SigmoidEqualizationLoss'):
         for name in ('kiln', 'cat'):

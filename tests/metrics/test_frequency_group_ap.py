@@ -254,6 +254,17 @@ def test_other_names_than_the_file_has(write, classes, message):
         metric.evaluate(8)
 
 
+def test_a_slip_of_the_pen_in_a_long_name(write):
+    """LVIS's own file has one; the categories go by position then."""
+    data = content()
+    names = [c['name'] for c in data['categories']]
+    data['categories'][0]['name'] = 'speaker_(stero_equipment)'
+    metric = build(
+        write(data), classes=('speaker_(stereo_equipment)', *names[1:])
+    )
+    assert metric.category_ids() == [c['id'] for c in data['categories']]
+
+
 def test_a_part_of_the_categories(write):
     data = content()
     metric = build(write(data), classes=CLASSES[1:3], class_counts=[60, 3])

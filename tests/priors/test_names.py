@@ -251,6 +251,15 @@ def test_a_name_that_the_file_lacks(coco, misspelt):
         assert words in str(caught.value)
 
 
+def test_the_last_classes_may_be_missing(coco):
+    """No label is shifted, unless the name was meant to be there."""
+    counts = count_dataset(coco(('car', 'bus'), ('car', 'bus', 'van')))
+    assert counts.names == ('car', 'bus', 'van')
+    assert counts.counts.tolist() == [2, 1, 0]
+    with pytest.raises(ValueError, match="lacks 'lorri'"):
+        count_dataset(coco(('car', 'bus', 'lorry'), ('car', 'bus', 'lorri')))
+
+
 def test_a_doubled_name(coco):
     dataset = coco(('fish', 'fish', 'net'), ('fish', 'net'), ids=[0, 1, 2])
     with pytest.raises(ValueError) as caught:

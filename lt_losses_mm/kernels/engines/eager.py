@@ -299,6 +299,8 @@ class EagerSigmoid:
         if isinstance(upstream, Tensor) and upstream.dim():
             upstream = upstream.unsqueeze(1)
         own = (state.own * upstream).to(gradient.dtype)
+        if isinstance(upstream, Tensor):  # NaN in rows without weight
+            own = own.masked_fill(upstream == 0, 0)
         own = torch.where(at.positive, own, gradient.gather(1, at.column))
         gradient.scatter_(1, at.column, own)
 
