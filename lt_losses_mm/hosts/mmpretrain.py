@@ -13,7 +13,6 @@ MMPRETRAIN = Host(
     last_layer='fc',
     has_background=False,
     refused={
-        'ArcFaceClsHead': 'adds a margin of its own to scaled cosines',
         'BEiTV1Head': 'predicts tokens of an image',
         'BEiTV2Head': 'predicts tokens of an image',
         'ContrastiveHead': 'compares two views of an image',

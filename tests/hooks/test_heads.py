@@ -454,9 +454,8 @@ def test_the_loss_of_a_mask_is_refused(train, name):
         train(build_head('FCNMaskHead', dict(type=f'lt_losses_mm.{name}')))
 
 
-def test_a_margin_is_refused(train):
-    with pytest.raises(ValueError, match='ArcFaceClsHead adds a margin'):
-        train(build_head('ArcFaceClsHead', 'BalancedSoftmaxLoss'))
+def test_a_head_of_normalised_features_is_served(train):
+    train(build_head('ArcFaceClsHead', 'BalancedSoftmaxLoss'))
 
 
 def test_several_tasks_need_counts_of_their_own(train):

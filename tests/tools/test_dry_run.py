@@ -914,7 +914,7 @@ CHANGES = dict(
     ),
     classes=(
         'model = dict(head=dict(num_classes=9))',
-        'ValueError: head.loss_module: class_counts=[8.0, 4.0, 2.0, 1.0',
+        'ValueError: BalancedSoftmaxLoss: num_classes=9, expected 10',
     ),
     weight=(
         "model = dict(head=dict(loss=dict(loss_weight=float('nan'))))",
