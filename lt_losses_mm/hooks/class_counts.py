@@ -54,29 +54,40 @@ class ClassCountsHook(Hook):
     # Before EMAHook (NORMAL) copies the model, so that both copies have
     # buffers of one size.
     priority = 'VERY_HIGH'
-    _saved_names: Any = None
+    _names: tuple[str, ...] | None = None  # of the labels in training
 
     def before_run(self, runner: Runner) -> None:
         """Fill before hooks that copy the model."""
         self._counts: dict[Any, ClassCounts] = {}
         if is_training(runner) and losses(runner):
             check_segmentation(runner)
-            names = names_of_training_data(runner)
+            names = self._names = names_of_training_data(runner)
             for _, loss in losses(runner):
                 counts = loss.known_counts
                 # Where transforms make other classes of them, the names of
                 # the data say nothing of the counts.
                 if counts and names and len(names) == counts.num_classes:
                     loss.set_class_counts(joined(counts, names, _TRAINING))
-            evaluated = names_of(runner._val_loop)
-            same_labels(names, _TRAINING, evaluated, 'the validation data')
+            # Metrics of others may not compare labels with those of training,
+            # as in retrieval; for ours it is an error, below.
+            same_labels(
+                names,
+                _TRAINING,
+                names_of(runner._val_loop),
+                'the validation data',
+                fatal=False,
+            )
             self._fill_losses(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Save the names; those of ``metainfo`` may have another order."""
+        if self._names:
+            checkpoint['meta']['label_names'] = self._names
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the names: the counts in a checkpoint have none."""
-        meta = checkpoint.get('meta', {}).get('dataset_meta')
-        if isinstance(meta, dict):
-            self._saved_names = meta.get('classes')
+        if not is_training(runner):
+            self._names = checkpoint.get('meta', {}).get('label_names')
 
     def before_train(self, runner: Runner) -> None:
         """Fill again: a checkpoint may have brought another data set's."""
@@ -140,7 +151,7 @@ class ClassCountsHook(Hook):
             usual = {h.name: h.count_unit for h in HOSTS}.get(scope, 'image')
             unit = unit or usual
             for name, loss in losses(runner):
-                known, names = loss.class_counts.numel(), self._saved_names
+                known, names = loss.class_counts.numel(), self._names
                 counted = counted_as(runner.model, loss)['unit'] or usual
                 if known and unit == counted:
                     runner.logger.warning(

@@ -225,10 +225,10 @@ def check_head(
             name,
         )
     if not loss.class_counts.numel():
-        _check_names(runner, name, expected, kind)
+        _check_number(runner, name, expected, kind)
 
 
-def _check_names(runner: Runner, name: str, expected: int, kind: str) -> None:
+def _check_number(runner: Runner, name: str, expected: int, kind: str) -> None:
     """Compare the classes of a head with the names in the training data.
 
     Counts that a config states say what the model sees, whatever the names.

@@ -562,7 +562,12 @@ def _from_annotations(
     ids = _values(categories, 'id', 'categories', source)
     names = tuple(str(c.get('name', c['id'])) for c in categories)
     for what, values in (('id', ids), ('name', names)):
-        _require_unique(values, f'categories with one {what} each', source)
+        _require_unique(
+            values,
+            f'categories with one {what} each',
+            source,
+            'remove or rename the second one (exports add a root category)',
+        )
     field = f'{unit}_count'
     stated = [c.get(field) for c in categories]
     if 'annotations' not in content:
@@ -630,6 +635,7 @@ def _annotated_pairs(
         [a['id'] for a in annotations if 'id' in a],
         'annotations with one id each',
         source,
+        'number the annotations anew (files that were merged have such ids)',
     )
     listed_images = content.get('images')
     sizes = None
@@ -701,12 +707,14 @@ def _values(entries: Any, key: str, what: str, source: str) -> list[Any]:
         ) from error
 
 
-def _require_unique(values: Sequence[Any], what: str, source: str) -> None:
+def _require_unique(
+    values: Sequence[Any], what: str, source: str, fix: str
+) -> None:
     if len(set(values)) < len(values):
         twice = [v for v, n in Counter(values).items() if n > 1]
         raise fault(
             'class_counts',
             source,
             f'{what}, got {listed(twice)} more than once',
-            'remove or rename the second one (exports add a root category)',
+            fix,
         )

@@ -93,7 +93,11 @@ def class_names(dataset: Any) -> Names | None:
 
 
 def same_labels(
-    names: Names | None, owner: str, others: Names | None, other_owner: str
+    names: Names | None,
+    owner: str,
+    others: Names | None,
+    other_owner: str,
+    fatal: bool = True,
 ) -> None:
     """Raise ValueError if one class has two labels; warn of other names.
 
@@ -102,12 +106,13 @@ def same_labels(
         owner: What they are of.
         others: The names to compare with.
         other_owner: What these are of.
+        fatal: Whether to raise; else it is a warning as well.
     """
     if names is None or others is None or names == others:
         return
     moved = _moved(names, others)
     if moved:
-        raise fault(
+        problem = fault(
             'metainfo.classes',
             others,
             f'the same label for each class in {owner} and {other_owner}, '
@@ -116,6 +121,10 @@ def same_labels(
             'or folders that lack a class or have another order shift the '
             'labels: make them agree)',
         )
+        if fatal:
+            raise problem
+        _warn_once(str(problem))
+        return
     _warn_of_renamed(names, owner, others, other_owner)
 
 

@@ -568,12 +568,14 @@ def compare(names, loss='SigmoidEqualizationLoss', kind='LinearClsHead', **kw):
         Namespace(metainfo=dict(classes=part) if part else {})
         for part in (names if isinstance(names, list) else [names])
     ]
+    check_beside(head, Namespace(datasets=parts))
+
+
+def check_beside(head, dataset):
     runner = Namespace(
         logger=logging.getLogger('test'),
         model=nn.ModuleDict(dict(head=head)),
-        _train_loop=Namespace(
-            dataloader=Namespace(dataset=Namespace(datasets=parts))
-        ),
+        _train_loop=Namespace(dataloader=Namespace(dataset=dataset)),
     )
     check_head(runner, 'head.loss_module', head.loss_module, head)
 
@@ -599,17 +601,10 @@ def test_box_heads_of_panoptic_data_have_the_things():
         'LinearClsHead', dict(type='lt_losses_mm.SeesawSoftmaxLoss')
     )
     meta = dict(classes=tuple('abcde'), thing_classes=tuple('abc'))
-    runner = Namespace(
-        logger=logging.getLogger('test'),
-        model=nn.ModuleDict(dict(head=head)),
-        _train_loop=Namespace(
-            dataloader=Namespace(dataset=Namespace(metainfo=meta))
-        ),
-    )
-    check_head(runner, 'head.loss_module', head.loss_module, head)
+    check_beside(head, Namespace(metainfo=meta))
     meta['thing_classes'] = tuple('abcd')
     with pytest.raises(ValueError, match='num_classes=3, expected 5'):
-        check_head(runner, 'head.loss_module', head.loss_module, head)
+        check_beside(head, Namespace(metainfo=meta))
 
 
 def test_a_forgotten_comma():

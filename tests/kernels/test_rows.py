@@ -72,16 +72,30 @@ def test_second_derivatives(
     assert results[0][1].any()
 
 
-def test_backward_twice(fast, formula, make, batch_of, rows):
+@pytest.mark.parametrize('factor', [None, 0.3])
+def test_backward_twice(fast, formula, factor, make, batch_of, rows):
     logits, labels = make(SIZES['matrix'])
     z = logits.requires_grad_()
-    losses, _ = rows(
-        formula(K), batch_of(formula(K), z, labels, engine=fast), sums=True
+    batch = batch_of(formula(K), z, labels, factor=factor, engine=fast)
+    value = rows(formula(K), batch, sums=True)[0].sum()
+    first = grad(value, z, retain_graph=True)
+    expected = first.clone()
+    first.zero_()  # as a clipped or an accumulated one is changed
+    close(grad(value, z, retain_graph=True), expected)
+
+
+def test_rows_without_weight_may_be_anything(
+    fast, formula, make, batch_of, rows
+):
+    logits, labels = make(SIZES['matrix'])
+    weight = torch.ones(labels.shape)
+    labels[1], weight[1], logits[1] = 0, 0, torch.nan
+    z = logits.requires_grad_()
+    batch = batch_of(
+        formula(K), z, labels, row_weight=weight, factor=1.0, engine=fast
     )
-    first, second = (
-        grad(losses.sum(), z, retain_graph=True) for _ in range(2)
-    )
-    close(first, second)
+    found = grad(rows(formula(K), batch, sums=True)[0], z)
+    assert not found[1].any() and found[0].isfinite().all()
 
 
 def test_without_a_gradient(engine, formula, make, compute, batch_of, rows):
