@@ -1,0 +1,206 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""The table of all results: ``pandas.read_csv(FILE)``.
+
+One row a number. The file is only ever replaced by one that holds more, in
+one step, so a reader and whoever is left after a crash find whole rows. A
+name that ends in ``.gz`` is compressed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import gzip
+import io
+import os
+from pathlib import Path
+from typing import Any, Iterable, Iterator, Mapping
+
+from ..cache import in_one_step
+from ..messages import fault
+
+SCHEMA = 1
+COLUMNS = {
+    'schema': 'version of these columns',
+    'trial': 'digest of config, data and code of the training',
+    'task': 'of the plan',
+    'dataset': 'of the plan',
+    'method': 'of the plan',
+    'seed': 'randomness.seed',
+    'baseline': 'the method of the task that others are compared with',
+    'status': '"done" or "failed"',
+    'step': 'epoch or iteration of the evaluation',
+    'last': '1 in rows of the last evaluation, else 0',
+    'metric': 'name in the log of the run; empty where it failed',
+    'role': '"overall", "head", "middle" or "tail" as the plan says; '
+    '"class" and "count" have one row a class; "loss" is of the training',
+    'label': 'name of the class',
+    'value': 'as the host reports it, times the scale of the task',
+    'seconds': 'of the whole trial, all attempts',
+    'memory_mb': 'greatest of the process, or of the GPU where there is one',
+    'disk_mb': 'of the folder of the trial',
+    'versions': 'of Python and the packages that the numbers depend on',
+    'machine': 'processor, cores; GPU where there is one',
+    'threads': 'OMP_NUM_THREADS of the training, empty if not set',
+    'code': 'parts of the package that ran, each with a digest',
+    'commit': 'of the repository, "-dirty" if the code differed from it',
+    'command': 'runs this one trial again',
+    'note': 'why it failed',
+}
+NUMBERS = ('seed', 'step', 'last', 'value', 'seconds', 'memory_mb', 'disk_mb')
+# What tells two rows of one trial apart.
+KEY = ('trial', 'step', 'metric', 'label')
+
+
+def read(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Rows of a ledger, none if there is no file.
+
+    Raises:
+        ValueError: If a line is no row of a ledger; it is named.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    try:
+        text = _text(path)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise fault(
+            'ledger',
+            str(path),
+            f'a table that can be read, but: {error}',
+            'move it away: `sweep run` fills a new one from the folders of '
+            'its trials',
+        ) from error
+    rows = []
+    reader = csv.reader(io.StringIO(text, newline=''))
+    header = next(reader, [])
+    if header != list(COLUMNS):
+        raise fault(
+            'ledger',
+            str(path),
+            f'the columns {", ".join(COLUMNS)} in its first line, got '
+            f'{", ".join(header) or "nothing"}',
+            'give the path of a ledger that `sweep` has written',
+        )
+    for cells in reader:
+        problem = _problem(cells)
+        if problem:
+            raise fault(
+                'ledger',
+                f'{path}:{reader.line_num}',
+                f'a row of {len(COLUMNS)} cells, {problem}',
+                'delete the line, and all others of its trial; `sweep run` '
+                'writes them again from the folder of the trial',
+            )
+        rows.append(dict(zip(COLUMNS, cells)))
+    return rows
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    return (gzip.decompress(raw) if path.suffix == '.gz' else raw).decode()
+
+
+def _problem(cells: list[str]) -> str:
+    if len(cells) != len(COLUMNS):
+        return f'got {len(cells)}'
+    row = dict(zip(COLUMNS, cells))
+    if row['schema'] != str(SCHEMA):
+        return f'of schema {SCHEMA}, got {row["schema"]!r}'
+    for name in NUMBERS:
+        try:
+            float(row[name] or 0)
+        except ValueError:
+            return f'with a number in {name!r}, got {row[name]!r}'
+    return ''
+
+
+def add(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add the rows of trials, in place of those that failed before.
+
+    Raises:
+        OSError: If the disk is full; the ledger is as it was.
+    """
+    path = Path(path)
+    new = [{name: str(row[name]) for name in COLUMNS} for row in rows]
+    trials = {row['trial'] for row in new}
+    with locked(path):
+        old = [row for row in read(path) if row['trial'] not in trials]
+        write(path, [*old, *new])
+
+
+def write(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Write a whole ledger in one step."""
+    out = io.StringIO(newline='')
+    writer = csv.DictWriter(out, COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    raw = out.getvalue().encode()
+    if path.suffix == '.gz':
+        raw = gzip.compress(raw, mtime=0)
+    with in_one_step(path) as part:
+        with open(part, 'wb') as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def merge(
+    paths: Iterable[str | os.PathLike],
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Rows of several ledgers, and what does not agree between them.
+
+    The same trial may be in more than one. Of a trial that failed in one and
+    was done in another the latter counts; of two with different values the
+    first.
+    """
+    kept: dict[str, list[dict[str, str]]] = {}
+    origin: dict[str, Path] = {}
+    conflicts = []
+    for path in map(Path, paths):
+        trials: dict[str, list[dict[str, str]]] = {}
+        for row in read(path):
+            trials.setdefault(row['trial'], []).append(row)
+        for trial, rows in trials.items():
+            if trial not in kept or kept[trial][0]['status'] == 'failed':
+                kept[trial], origin[trial] = rows, path
+            elif rows[0]['status'] != 'failed':
+                values = [
+                    {tuple(r[k] for k in KEY): r['value'] for r in some}
+                    for some in (kept[trial], rows)
+                ]
+                differing = sum(
+                    values[0].get(key) != values[1].get(key)
+                    for key in values[0].keys() | values[1].keys()
+                )
+                if differing:
+                    first = rows[0]
+                    conflicts.append(
+                        f'trial {trial} ({first["task"]}, {first["method"]}, '
+                        f'seed {first["seed"]}): {differing} values of {path} '
+                        f'differ from {origin[trial]}, whose are kept'
+                    )
+    return [row for rows in kept.values() for row in rows], conflicts
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock beside a file; the system gives it back if we die.
+
+    Args:
+        path: What is guarded; ``.NAME.lock`` is made beside it.
+        wait: Whether to wait for whoever holds it.
+
+    Yields:
+        Whether we hold it, always true with ``wait``.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f'.{path.name}.lock'), 'a') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
