@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.append(str(ROOT / 'tools'))
-from _configs import fits, losses, read_config
+from lt_losses_mm.recipes import fits, losses, read_config
 
 COLUMNS = (
     'task',

@@ -32,6 +32,13 @@ from mmengine.runner import Runner
 from .messages import fault, logger
 
 
+def configs_folder() -> Path:
+    """Where the configs are: in a wheel, or beside the package in a clone."""
+    here = Path(__file__).parent
+    wheel, clone = here / '.mim/configs', here.parent / 'configs'
+    return wheel if wheel.is_dir() else clone
+
+
 class _ToMMEngine(logging.Handler):
     """Hands what the core logs to the logger of the run."""
 
@@ -64,10 +71,7 @@ def _with_own_configs(get_cfg_path):
         package, _, name = cfg_path.partition('::')
         if package != 'lt_losses_mm':
             return get_cfg_path(cfg_path, filename)
-        # Of a wheel, or beside the package in a clone.
-        here = Path(__file__).parent
-        wheel, clone = here / '.mim/configs', here.parent / 'configs'
-        configs = wheel if wheel.is_dir() else clone
+        configs = configs_folder()
         if not (configs / name).is_file():
             known = [
                 path.relative_to(configs).as_posix()

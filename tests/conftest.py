@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope
 # The suite runs in several processes (pytest-xdist), each on its own core.
 torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '1')))
 
-# Behind all else: what the tools know of the configs is `_configs`.
+# Behind all else: what the tools share, such as `_launch`.
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools'))
 # The loss that a shell has chosen for its trainings.
 os.environ.pop('LT_LOSS', None)

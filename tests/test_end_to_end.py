@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from _configs import read_config
 from mmengine.runner import Runner
 
 from lt_losses_mm.datasets import DigitsProfile, prepare_digits
+from lt_losses_mm.recipes import read_config
 
 pytestmark = pytest.mark.slow
 

@@ -25,6 +25,8 @@ FLOORS = (
     {'datasets', 'metrics', 'models', 'optim'},
     {'hooks'},
     {'integration'},
+    {'recipes'},
+    {'sweeps'},
 )
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 

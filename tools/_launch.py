@@ -12,13 +12,13 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from _configs import CONFIGS, VARIABLE, losses
 from mmengine.config import Config, DictAction
 from mmengine.device import is_cuda_available
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from lt_losses_mm.messages import describe
+from lt_losses_mm.recipes import CONFIGS, VARIABLE, losses
 
 # The distributions that provide the module of a host: (modern, classic).
 HOSTS = {

@@ -15,9 +15,10 @@ import re
 import sys
 from pathlib import Path
 
-from _configs import CONFIGS, leaves, read_config, read_leaf
 from mmengine.config import utils as config_utils
 from mmengine.fileio import load
+
+from lt_losses_mm.recipes import CONFIGS, leaves, read_config, read_leaf
 
 BEGIN, END = '<!-- configs -->\n', '<!-- /configs -->'
 # Of metrics in metafiles: no figure there was measured here.

@@ -36,8 +36,6 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import torch
-from _configs import CONFIGS, VARIABLE, fits, leaves, read_config, read_leaf
-from _configs import losses as known_losses
 from _doubles import DOUBLES, MARKER, make_double
 from _launch import build_runner, load_config, set_mmpretrain_dataloaders
 from _own_data import make_own_data, walk
@@ -45,6 +43,15 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 
+from lt_losses_mm.recipes import (
+    CONFIGS,
+    VARIABLE,
+    fits,
+    leaves,
+    read_config,
+    read_leaf,
+)
+from lt_losses_mm.recipes import losses as known_losses
 from lt_losses_mm.registry import DATASETS
 
 COLUMNS = (

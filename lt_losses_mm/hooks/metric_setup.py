@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Iterator, Mapping
 
+from mmengine.dist import master_only
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..compat import patch_lvis
 from ..messages import fault, logger
@@ -32,6 +35,10 @@ class MetricSetupHook(Hook):
     without LVIS's fields, and a ``save_best`` or ``monitor`` that our metrics
     will not report. It mends the package ``lvis``
     (:func:`lt_losses_mm.compat.patch_lvis`) if an evaluator has imported it.
+
+    Lists that a metric reports (``per_class=True``) are no scalars, so
+    MMEngine's log leaves them out: they are kept in ``class_values.json`` of
+    the run, a line an evaluation.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -56,6 +63,19 @@ class MetricSetupHook(Hook):
             return
         for owner, key in _watched(runner):
             _check_key(owner, key, loop)
+
+    @master_only
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Keep what has a value for each class."""
+        lists = {k: v for k, v in (metrics or {}).items() if type(v) is list}
+        if lists:
+            by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+            step = runner.epoch if by_epoch else runner.iter
+            file = Path(runner.log_dir, 'class_values.json')
+            with open(file, 'a', encoding='utf-8') as out:
+                out.write(json.dumps({'step': step, **lists}) + '\n')
 
 
 def _check_names(metric: BaseMetric, owner: str) -> None:

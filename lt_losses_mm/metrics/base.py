@@ -24,7 +24,8 @@ class FrequencyMetric(BaseMetric):
         count_unit: What is counted: ``'image'``, ``'instance'`` or
             ``'pixel'``. ``None`` takes the counts as they come.
         per_class: Whether to log a table of the classes and to report the
-            list of their values as ``per_class``.
+            list of their values as ``per_class``, with that of their counts
+            as ``class_counts``.
         collect_device: Where results of several ranks meet, ``'cpu'`` or
             ``'gpu'``.
         prefix: Prefix of the metric names.
@@ -173,18 +174,20 @@ class FrequencyMetric(BaseMetric):
                 the first is what is reported.
 
         Returns:
-            dict: ``per_class`` -> the first column; empty without
-            ``per_class``.
+            dict: ``per_class`` -> the first column, ``class_counts`` ->
+            the counts if they are known; empty without ``per_class``.
         """
         if not self.per_class:
             return {}
         first = next(iter(columns.values()))
+        reported = dict(per_class=first.tolist())
         head = ['label', 'class']
         names = (self.dataset_meta or {}).get('classes')
         cells = [list(map(str, range(len(first))))]
         counts = self.class_counts
         if isinstance(counts, ClassCounts):
             names = names or counts.names
+            reported['class_counts'] = counts.counts.tolist()
             head += [f'training ({counts.unit})', 'share in %', 'group']
             share = 100 * counts.counts / counts.counts.sum()
             group = np.full(len(first), '-', dtype=object)
@@ -199,7 +202,7 @@ class FrequencyMetric(BaseMetric):
             '  '.join(map(str.rjust, row, widths)) for row in rows
         )
         logger.info(f'{type(self).__name__}, each class:\n{table}')
-        return dict(per_class=first.tolist())
+        return reported
 
 
 def _numbers(values: np.ndarray, digits: int = 4) -> list[str]:

@@ -7,16 +7,12 @@ import ast
 import functools
 import hashlib
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping
-
-from ..losses import LOSSES
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # Of a clone; of a wheel, the folder that it is installed in.
@@ -59,16 +55,6 @@ def versions() -> str:
         except PackageNotFoundError:
             continue
     return ' '.join(parts)
-
-
-def cpu() -> str:
-    """Model and number of cores."""
-    name = platform.processor() or platform.machine()
-    table = Path('/proc/cpuinfo')
-    if table.exists():
-        found = re.search(r'model name\s*:\s*(.+)', table.read_text())
-        name = found[1] if found else name
-    return f'{name}, {os.cpu_count()} cores'
 
 
 def commit() -> str:
@@ -129,13 +115,35 @@ def changed(recorded: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=None)
+def loss_modules() -> dict[str, str]:
+    """Class that configs can name -> its module below ``losses``.
+
+    It is read in the source: whoever starts trainings needs no torch.
+    """
+    tree = ast.parse((PACKAGE / 'losses/__init__.py').read_text('utf-8'))
+    module = {
+        alias.name: node.module or ''
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    (listed,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign)
+        and getattr(node.target, 'id', '') == 'LOSSES'
+    )
+    assert isinstance(listed, ast.Tuple)
+    names = [node.id for node in listed.elts if isinstance(node, ast.Name)]
+    return {name: module[name] for name in names}
+
+
 def digest_of(name: str) -> str:
     """Digest of a room of the package, or of one module of a loss."""
     if '/' in name:
         file = PACKAGE / f'{name}.py'
         return digest(bare(file)) if file.exists() else ''
-    # Those that configs can name have a digest of their own.
-    modules = {loss.__module__.rpartition('.')[2] for loss in LOSSES}
+    modules = set(loss_modules().values())
     return digest(
         *(
             part
@@ -150,6 +158,11 @@ def digest_of(name: str) -> str:
 
 def bare(path: Path) -> str:
     """A source file without comments of their own line and docstrings."""
+    return _bare(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=None)
+def _bare(path: Path, mtime: int) -> str:
     text = path.read_text('utf-8')
     if path.suffix != '.py':
         return text

@@ -7,8 +7,9 @@ import functools
 from pathlib import Path
 
 import pytest
-from _configs import read_config
 from mmengine.config import utils as config_utils
+
+from lt_losses_mm.recipes import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from _configs import losses, read_config, read_leaf
 from mmengine.config import Config
+
+from lt_losses_mm.recipes import losses, read_config, read_leaf
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'

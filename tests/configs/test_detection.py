@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from _configs import loss_configs, read_leaf
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 import lt_losses_mm  # noqa: F401
 from lt_losses_mm.priors import count_dataset
+from lt_losses_mm.recipes import loss_configs, read_leaf
 
 pytest.importorskip('mmdet')
 

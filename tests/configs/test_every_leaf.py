@@ -11,11 +11,11 @@ import functools
 from importlib.util import find_spec
 
 import pytest
-from _configs import CONFIGS, fits, leaves, losses, read_leaf
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from lt_losses_mm.losses import LongTailLoss
+from lt_losses_mm.recipes import CONFIGS, fits, leaves, losses, read_leaf
 
 LEAVES = leaves()
 FAMILIES = sorted({path.relative_to(CONFIGS).parts[:2] for path in LEAVES})

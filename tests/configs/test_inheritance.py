@@ -7,9 +7,9 @@ import re
 from importlib.util import find_spec
 
 import pytest
-from _configs import CONFIGS, leaves, read_config, read_leaf
 
 from lt_losses_mm import integration
+from lt_losses_mm.recipes import CONFIGS, leaves, read_config, read_leaf
 
 HOSTS = dict(
     classification='mmpretrain', detection='mmdet', segmentation='mmseg'

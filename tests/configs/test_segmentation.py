@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _configs import read_leaf
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 
 import lt_losses_mm  # noqa: F401
 from lt_losses_mm.priors import count_dataset
+from lt_losses_mm.recipes import read_leaf
 
 pytest.importorskip('mmseg')
 

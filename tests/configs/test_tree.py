@@ -7,12 +7,13 @@ import os
 import re
 from importlib.util import find_spec
 
-import _configs
 import config_tables
 import pytest
-from _configs import CONFIGS, fits, leaves, losses, read_leaf
 from mmengine.config import Config
 from mmengine.fileio import load
+
+from lt_losses_mm import recipes
+from lt_losses_mm.recipes import CONFIGS, fits, leaves, losses, read_leaf
 
 LEAVES = [read_leaf(path) for path in leaves()]
 RECIPES = [leaf for leaf in LEAVES if leaf.is_recipe]
@@ -209,11 +210,11 @@ def test_a_new_loss_is_known_by_its_file(tmp_path):
 
 def test_the_environment_is_left_as_it_was(monkeypatch):
     monkeypatch.setenv('LT_LOSS', 'focal')
-    with pytest.raises(KeyError), _configs.loss_of_recipes('seesaw'):
+    with pytest.raises(KeyError), recipes.loss_of_recipes('seesaw'):
         assert os.environ['LT_LOSS'] == 'seesaw'
         raise KeyError
     assert os.environ['LT_LOSS'] == 'focal'
-    with _configs.loss_of_recipes(None):
+    with recipes.loss_of_recipes(None):
         assert 'LT_LOSS' not in os.environ
     assert os.environ['LT_LOSS'] == 'focal'
 

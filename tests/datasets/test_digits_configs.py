@@ -7,7 +7,10 @@ import itertools
 import re
 
 import pytest
-from _configs import (
+from mmengine.config import Config
+
+from lt_losses_mm.datasets import DigitsProfile
+from lt_losses_mm.recipes import (
     CONFIGS,
     leaves,
     loss_configs,
@@ -15,9 +18,6 @@ from _configs import (
     read_config,
     read_leaf,
 )
-from mmengine.config import Config
-
-from lt_losses_mm.datasets import DigitsProfile
 
 FRAGMENTS = [CONFIGS / f'_base_/losses/{loss}.py' for loss in losses()]
 LEAVES = [path for path in leaves() if path.parent.name == 'digits']

@@ -22,14 +22,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from _configs import (
-    CONFIGS,
-    fits,
-    leaves,
-    losses,
-    read_config,
-    read_leaf,
-)
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
 from mmengine.evaluator import BaseMetric
@@ -37,6 +29,15 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
+
+from lt_losses_mm.recipes import (
+    CONFIGS,
+    fits,
+    leaves,
+    losses,
+    read_config,
+    read_leaf,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / 'tools' / 'dry_run.py'

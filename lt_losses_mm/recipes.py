@@ -18,10 +18,9 @@ from typing import Any, Iterator, NamedTuple
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
-import lt_losses_mm  # noqa: F401
+from .integration import configs_folder
 
-# In a clone and in an installed wheel the tools are beside the configs.
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+CONFIGS = configs_folder()
 VARIABLE = 'LT_LOSS'
 
 

@@ -1,0 +1,480 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""A plan: tasks x methods x seeds, from one YAML file."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterator, Mapping, NoReturn
+
+import yaml
+from jsonschema import Draft202012Validator
+
+from ..messages import describe
+
+_NAME = {
+    'type': 'string',
+    'pattern': r'^[A-Za-z0-9][\w.-]*$',
+    'description': 'a word of letters, digits, ".", "_" and "-"',
+}
+_NAMES = {
+    'type': 'array',
+    'items': _NAME,
+    'minItems': 1,
+    'uniqueItems': True,
+    'description': 'a list of different names, [a, b]',
+}
+_METHODS = {
+    'anyOf': [_NAMES, {'const': 'all'}],
+    'description': 'a list of losses and of methods that "define" has, or all',
+}
+_SEEDS = {
+    'type': 'array',
+    'items': {'type': 'integer', 'minimum': 0},
+    'minItems': 1,
+    'uniqueItems': True,
+    'description': 'a list of different whole numbers, [0, 1, 2]',
+}
+_OPTIONS = {
+    'type': 'object',
+    'description': 'keys of the config with their values, as in '
+    '"optim_wrapper.optimizer.lr: 0.01"; "loss.tau" is a key of the loss '
+    'wherever it hangs',
+}
+_CONFIG = {
+    'type': 'string',
+    'description': 'path of a config, from the folder of the plan or the '
+    'present one, or lt_losses_mm::PATH for one of this package',
+}
+_OVERRIDE = {
+    'type': 'object',
+    'additionalProperties': False,
+    'properties': {'config': _CONFIG, 'options': _OPTIONS},
+    'description': 'what differs for one method: config, options',
+}
+_TASK = {
+    'type': 'object',
+    'additionalProperties': False,
+    'required': ['config', 'metrics'],
+    'properties': {
+        'config': _CONFIG,
+        'dataset': {'type': 'string', 'description': 'a name for the ledger'},
+        'metrics': {
+            'type': 'object',
+            'additionalProperties': False,
+            'required': ['overall'],
+            'properties': {
+                role: {
+                    'type': 'string',
+                    'description': 'a key of the log, e.g. accuracy/all',
+                }
+                for role in ('overall', 'head', 'middle', 'tail')
+            },
+            'description': 'names of metrics for overall, head, middle and '
+            'tail',
+        },
+        'scale': {
+            'type': 'number',
+            'exclusiveMinimum': 0,
+            'description': 'a factor to percent: 1 or 100',
+        },
+        'baseline': _NAME,
+        'methods': _METHODS,
+        'seeds': _SEEDS,
+        'options': _OPTIONS,
+        'overrides': {
+            'type': 'object',
+            'additionalProperties': _OVERRIDE,
+            'description': 'method -> config, options',
+        },
+        'gpus': {
+            'type': 'integer',
+            'minimum': 0,
+            'description': 'a number of GPUs of one training',
+        },
+    },
+    'description': 'a task: config, metrics, ...',
+}
+_METHOD = {
+    'type': 'object',
+    'additionalProperties': False,
+    'properties': {
+        'loss': _NAME,
+        'options': _OPTIONS,
+        'hooks': {
+            'type': 'array',
+            'items': {'type': 'object', 'required': ['type']},
+            'description': 'a list of dicts with "type", added to '
+            'custom_hooks',
+        },
+        'needs': {
+            'type': 'object',
+            'minProperties': 1,
+            'additionalProperties': {'anyOf': [_NAME, _NAMES]},
+            'description': 'config key -> method whose checkpoint goes there, '
+            'e.g. load_from: cross_entropy',
+        },
+        'test': {
+            'type': 'boolean',
+            'description': 'true, if the checkpoint that it needs as '
+            'load_from is tested and nothing trained',
+        },
+        'grid': {
+            'type': 'object',
+            'minProperties': 1,
+            'additionalProperties': {'type': 'array', 'minItems': 1},
+            'description': 'config key -> list of values; one method for '
+            'each combination',
+        },
+    },
+    'description': 'a method: loss, options, hooks, needs, test, grid',
+}
+SCHEMA = {
+    'type': 'object',
+    'additionalProperties': False,
+    'required': ['name', 'seeds', 'methods', 'tasks'],
+    'properties': {
+        'name': _NAME,
+        'seeds': _SEEDS,
+        'methods': _METHODS,
+        'tasks': {
+            'type': 'object',
+            'minProperties': 1,
+            'propertyNames': _NAME,
+            'additionalProperties': _TASK,
+            'description': 'name -> task',
+        },
+        'define': {
+            'type': 'object',
+            'propertyNames': _NAME,
+            'additionalProperties': _METHOD,
+            'description': 'name -> method that is more than a loss',
+        },
+        'exclude': {
+            'type': 'array',
+            'items': {
+                'type': 'object',
+                'minProperties': 1,
+                'additionalProperties': False,
+                'properties': {
+                    'task': _NAME,
+                    'method': _NAME,
+                    'seed': {'type': 'integer'},
+                },
+                'description': 'a dict of task, method, seed',
+            },
+            'description': 'a list of dicts of task, method, seed',
+        },
+        'budget': {
+            'type': 'object',
+            'additionalProperties': False,
+            'properties': {
+                'hours': {
+                    'type': 'number',
+                    'exclusiveMinimum': 0,
+                    'description': 'hours after which no trial is started',
+                },
+                'trials': {
+                    'type': 'integer',
+                    'minimum': 1,
+                    'description': 'the most trials of the plan',
+                },
+            },
+            'description': 'hours, trials',
+        },
+    },
+    'description': 'a plan: name, seeds, methods, tasks, ...',
+}
+
+
+class PlanError(ValueError):
+    """A plan says something that cannot be done; told before any training."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the trainings of one row differ from those of the others.
+
+    Args:
+        name: In the ledger.
+        loss: A file of ``configs/_base_/losses``; ``None``: the config's.
+        options: Config key -> value.
+        hooks: Added to ``custom_hooks``.
+        needs: Config key -> method whose checkpoint goes there, or methods.
+        test: Whether the checkpoint that it needs is only tested.
+    """
+
+    name: str
+    loss: str | None
+    options: Mapping[str, Any]
+    hooks: tuple[Mapping[str, Any], ...] = ()
+    needs: Mapping[str, Any] = field(default_factory=dict)
+    test: bool = False
+
+
+class Plan:
+    """A plan that has the right keys; whether it can be done is not known.
+
+    Args:
+        path: YAML file.
+        losses: The losses that can be named.
+
+    Raises:
+        PlanError: With file, line, key, value, expectation and fix.
+    """
+
+    def __init__(self, path: str | Path, losses: list[str]) -> None:
+        self.path = Path(path)
+        self.losses = losses
+        try:
+            text = self.path.read_text('utf-8-sig')
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(
+                describe(
+                    'plan', str(path), f'a YAML file in UTF-8, but: {error}'
+                )
+            ) from None
+        try:
+            self._node = yaml.compose(text, Loader=_Loader)
+            content = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise PlanError(
+                describe('plan', str(path), f'YAML, but: {error}')
+            ) from None
+        problem = next(
+            iter(
+                sorted(
+                    Draft202012Validator(SCHEMA).iter_errors(content),
+                    key=lambda error: (len(error.path), str(error.path)),
+                )
+            ),
+            None,
+        )
+        if problem is not None:
+            self._refuse(problem)
+        self.name: str = content['name']
+        self.tasks: dict[str, dict[str, Any]] = content['tasks']
+        self.budget: dict[str, float] = content.get('budget', {})
+        self.excluded: list[dict[str, Any]] = content.get('exclude', [])
+        self._content = content
+        self.methods = self._methods()
+        self._check()
+
+    def where(self, *keys: str | int) -> str:
+        """``FILE:LINE`` of a key, of the last one that is there."""
+        node, line = self._node, 1
+        for key in keys:
+            found = None
+            if isinstance(node, yaml.MappingNode):
+                for name, value in node.value:
+                    if name.value == str(key):
+                        line, found = name.start_mark.line + 1, value
+            elif isinstance(node, yaml.SequenceNode):
+                index = int(key)
+                if index < len(node.value):
+                    found = node.value[index]
+                    line = found.start_mark.line + 1
+            if found is None:
+                break
+            node = found
+        return f'{self.path}:{line}'
+
+    def refuse(
+        self, keys: tuple[str | int, ...], value: Any, expected: str, fix=''
+    ) -> NoReturn:
+        """Raise a ``PlanError`` about a key."""
+        raise PlanError(
+            describe(
+                '.'.join(map(str, keys)),
+                value,
+                expected,
+                fix,
+                self.where(*keys),
+            )
+        )
+
+    def _refuse(self, problem: Any) -> NoReturn:
+        keys = tuple(problem.path)
+        schema = problem.schema
+        if problem.validator == 'additionalProperties':
+            known = list(schema['properties'])
+            unknown = next(k for k in problem.instance if k not in known)
+            close = difflib.get_close_matches(str(unknown), known, 1)
+            self.refuse(
+                (*keys, unknown),
+                problem.instance[unknown],
+                f'one of the keys {", ".join(known)}',
+                f'write {close[0]}' if close else 'take it out',
+            )
+        if problem.validator == 'required':
+            missing = next(
+                k for k in schema['required'] if k not in problem.instance
+            )
+            self.refuse(
+                (*keys, missing),
+                None,
+                schema['properties'][missing]['description'],
+                f'add the key {missing}',
+            )
+        if problem.validator == 'minProperties':
+            expected = 'at least one entry'
+        else:
+            expected = schema.get('description') or problem.message
+        self.refuse(keys or ('plan',), problem.instance, expected)
+
+    def _methods(self) -> dict[str, Method]:
+        """Every method that the plan can name, grids expanded."""
+        found = {name: Method(name, name, {}, (), {}) for name in self.losses}
+        self._grids: dict[str, list[str]] = {}
+        for name, entry in self._content.get('define', {}).items():
+            loss = entry.get('loss')
+            if loss is None and name in self.losses:
+                loss = name
+            if loss is not None and loss not in self.losses:
+                self._unknown(('define', name, 'loss'), loss, self.losses)
+            grid = entry.get('grid', {})
+            names = []
+            for values in itertools.product(*grid.values()):
+                point = dict(zip(grid, values))
+                label = ','.join(
+                    f'{key.rpartition(".")[2]}={value}'
+                    for key, value in point.items()
+                )
+                names.append(f'{name}[{label}]' if label else name)
+                found[names[-1]] = Method(
+                    names[-1],
+                    loss,
+                    {**entry.get('options', {}), **point},
+                    tuple(entry.get('hooks', ())),
+                    entry.get('needs', {}),
+                    entry.get('test', False),
+                )
+            self._grids[name] = names
+        return found
+
+    def _unknown(
+        self, keys: tuple[str | int, ...], value: Any, known: list[str]
+    ) -> NoReturn:
+        close = difflib.get_close_matches(str(value), known, 1)
+        self.refuse(
+            keys,
+            value,
+            f'one of {", ".join(known)}',
+            f'write {close[0]}' if close else '',
+        )
+
+    def _named(self, names: list[str], *keys: str) -> list[str]:
+        """Names of methods, those with a grid expanded."""
+        found = []
+        for index, name in enumerate(names):
+            if name not in self.methods and name not in self._grids:
+                known = sorted({*self.methods, *self._grids})
+                self._unknown((*keys, index), name, known)
+            found += self._grids.get(name, [name])
+        return found
+
+    def methods_of(self, task: str) -> tuple[list[str], bool]:
+        """Methods of a task, and whether each was asked for by its name.
+
+        What the plan lists for all tasks goes where it fits.
+        """
+        own = self.tasks[task].get('methods')
+        keys = ('tasks', task, 'methods') if own else ('methods',)
+        names = own or self._content['methods']
+        if names == 'all':
+            defined = itertools.chain(*self._grids.values())
+            return list(dict.fromkeys([*self.losses, *defined])), False
+        return self._named(names, *keys), own is not None
+
+    def seeds_of(self, task: str) -> list[int]:
+        return self.tasks[task].get('seeds', self._content['seeds'])
+
+    def baseline_of(self, task: str) -> str:
+        """The method that others are compared with: the first, if unsaid."""
+        found = self.tasks[task].get('baseline')
+        return found or self.methods_of(task)[0][0]
+
+    def options_of(self, task: str, method: str) -> dict[str, Any]:
+        """Config key -> value, of the task, then of the method, then both."""
+        return {
+            **self.tasks[task].get('options', {}),
+            **self.methods[method].options,
+            **self.override(task, method).get('options', {}),
+        }
+
+    def override(self, task: str, method: str) -> dict[str, Any]:
+        return self.tasks[task].get('overrides', {}).get(method, {})
+
+    def excludes(self, task: str, method: str, seed: int) -> bool:
+        row = dict(task=task, method=method, seed=seed)
+        return any(rule.items() <= row.items() for rule in self.excluded)
+
+    def _check(self) -> None:
+        for task, entry in self.tasks.items():
+            methods, _ = self.methods_of(task)
+            if self.baseline_of(task) not in methods:
+                self._unknown(
+                    ('tasks', task, 'baseline'), entry['baseline'], methods
+                )
+            for name in entry.get('overrides', {}):
+                if name not in methods:
+                    self._unknown(
+                        ('tasks', task, 'overrides', name), name, methods
+                    )
+        for name, entry in self._content.get('define', {}).items():
+            keys: tuple[str, ...] = ('define', name)
+            for key, needed in entry.get('needs', {}).items():
+                several = needed if isinstance(needed, list) else [needed]
+                for one in several:
+                    if one not in self.methods or one == name:
+                        known = [m for m in self.methods if m != name]
+                        self._unknown((*keys, 'needs', key), one, known)
+            if entry.get('test') and 'load_from' not in entry.get('needs', {}):
+                self.refuse(
+                    (*keys, 'test'),
+                    True,
+                    'a checkpoint to test',
+                    'add needs: {load_from: METHOD}',
+                )
+        for name in self.methods:
+            self._order(name, ())
+
+    def _order(self, name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            self.refuse(
+                ('define', above[-1], 'needs'),
+                name,
+                f'no circle, got {" -> ".join((*above, name))}',
+            )
+        for one in needed(self.methods[name]):
+            self._order(one, (*above, name))
+
+
+def needed(method: Method) -> Iterator[str]:
+    """Names of the methods whose checkpoints a method needs."""
+    for names in method.needs.values():
+        yield from names if isinstance(names, list) else [names]
+
+
+class _Loader(yaml.SafeLoader):
+    """Numbers such as ``1e-3`` are numbers, and a doubled key is refused."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f'the key {key.value!r} twice', key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    'tag:yaml.org,2002:float',
+    re.compile(r'^[-+]?\d+(\.\d*)?[eE][-+]?\d+$'),
+    list('-+0123456789'),
+)

@@ -1,0 +1,266 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""What a person sees of a sweep: before it, while it runs, from elsewhere."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from . import ledger, worker
+from .plan import Plan
+from .trial import Trial
+
+if TYPE_CHECKING:
+    from .sweep import Sweep
+
+# Seconds between two lines on what runs, where there is no terminal.
+PERIOD = 30
+
+
+class Position(NamedTuple):
+    """How far a training is, as its log says."""
+
+    step: str = 'starting'
+    eta: str = ''
+    memory: str = ''
+    metric: str = ''
+
+    def __str__(self) -> str:
+        more = [
+            f'{name} {value}'
+            for name, value in zip(('eta', 'memory'), (self.eta, self.memory))
+            if value
+        ]
+        return ', '.join([self.step, *more, *filter(None, [self.metric])])
+
+
+def position(trial: Trial, overall: str) -> Position:
+    """The last place that the log of a trial tells.
+
+    Args:
+        trial: That is running.
+        overall: Name of the metric that is shown.
+    """
+    seen = Position()
+    for line in worker.log_tail(trial.folder, 200):
+        train = re.search(r'(?:Epoch|Iter)\(train\) *((?:\[[^]]*\] *)+)', line)
+        if train:
+            eta = re.search(r'eta: *([\d:]+|\d+ days?, [\d:]+)', line)
+            memory = re.search(r'memory: *(\d+)', line)
+            seen = seen._replace(
+                step='training '
+                + ' '.join(re.sub(r'[\[\] ]+', ' ', train[1]).split()),
+                eta=eta[1] if eta else '',
+                memory=f'{memory[1]} MB' if memory else '',
+            )
+        value = re.search(rf'{re.escape(overall)}: *([-\d.]+)', line)
+        if value:
+            seen = seen._replace(metric=f'{overall} {value[1]}')
+    return seen
+
+
+class Lines:
+    """Lines of a sweep; in a terminal with bars below them."""
+
+    def __init__(self) -> None:
+        self.console = Console()
+        self.live = (
+            Live(console=self.console, refresh_per_second=4)
+            if self.console.is_terminal
+            else None
+        )
+        self.begun = self.told = time.time()
+
+    def __enter__(self) -> Lines:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live:
+            self.live.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        if self.live:
+            self.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def show(self, sweep: Sweep) -> None:
+        """Show how far the sweep and each training is."""
+        if not self.live and time.time() - self.told < PERIOD:
+            return
+        self.told = time.time()
+        outcome = sweep.outcome()
+        total = len(sweep.trials)
+        running = sweep.running()
+        rows = [
+            (str(trial), position(trial, overall_of(sweep.plan, trial)))
+            for trial in running
+        ]
+        left = remaining(sweep)
+        if self.live is None:
+            what = '; '.join(f'{name}: {place}' for name, place in rows)
+            print(
+                f'       [{len(outcome.done)}/{total}'
+                f'{", " + left if left else ""}] {what}',
+                flush=True,
+            )
+            return
+        table = Table.grid(padding=(0, 2))
+        for name, place in rows:
+            table.add_row(name, str(place))
+        bar = Progress(
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn('{task.fields[left]}'),
+        )
+        failed = f', {len(outcome.failed)} failed' if outcome.failed else ''
+        bar.add_task(
+            f'{sweep.plan.name}{failed}',
+            total=total,
+            completed=len(outcome.done),
+            left=left,
+        )
+        self.live.update(Group(table, bar))
+
+
+def overall_of(plan: Plan, trial: Trial) -> str:
+    """Name of the metric that decides, in the log."""
+    return plan.tasks[trial.task]['metrics']['overall']
+
+
+def remaining(sweep: Sweep) -> str:
+    """The time that the rest will take, if the ledger knows it."""
+    seconds = durations(sweep.table)
+    rest = sweep.outcome().waiting
+    known = [estimate(trial, seconds) for trial in rest]
+    if not rest or None in known:
+        return ''
+    at_a_time = max(1, len(sweep.running()))
+    hours = sum(x for x in known if x is not None) / 3600 / at_a_time
+    return f'about {in_words(hours)} left'
+
+
+def in_words(hours: float) -> str:
+    """``"2.5 h"`` or ``"12 min"``."""
+    return f'{hours:.1f} h' if hours >= 1 else f'{hours * 60:.0f} min'
+
+
+def durations(table: Path) -> dict[tuple[str, ...], float]:
+    """Seconds of (task, method), and of (task,), as the ledger has them."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for row in ledger.read(table):
+        if row['role'] == 'overall' and row['last'] == '1':
+            for key in ((row['task'], row['method']), (row['task'],)):
+                found.setdefault(key, []).append(float(row['seconds']))
+    return {key: fmean(values) for key, values in found.items()}
+
+
+def estimate(
+    trial: Trial, seconds: dict[tuple[str, ...], float]
+) -> float | None:
+    """Seconds that a trial will take, ``None`` if nothing like it is known."""
+    own = seconds.get((trial.task, trial.method))
+    return own if own is not None else seconds.get((trial.task,))
+
+
+def state_of(trial: Trial, recorded: dict[str, str]) -> str:
+    """One word on a trial."""
+    if recorded.get(trial.key) == 'done' or (
+        (trial.folder / worker.DONE).exists()
+    ):
+        return 'done'
+    if worker.is_held(trial.folder):
+        return 'running'
+    if (trial.folder / worker.FAILED).exists():
+        return 'failed'
+    return 'waiting'
+
+
+def status(plan: Plan, trials: list[Trial], table: Path) -> None:
+    """Print what runs and what is done, by task and method."""
+    recorded = {row['trial']: row['status'] for row in ledger.read(table)}
+    states = {str(trial): state_of(trial, recorded) for trial in trials}
+    seen = Table(title=plan.name)
+    for name in ('task', 'method', 'done', 'running', 'failed', 'waiting'):
+        seen.add_column(
+            name,
+            justify='left' if name[0] in 'tm' else 'right',
+            overflow='fold',
+        )
+    groups: dict[tuple[str, str], Counter] = {}
+    for trial in trials:
+        group = groups.setdefault((trial.task, trial.method), Counter())
+        group[states[str(trial)]] += 1
+    for (task, method), count in groups.items():
+        cells = [
+            str(count[state] or '-')
+            for state in ('done', 'running', 'failed', 'waiting')
+        ]
+        seen.add_row(task, method, *cells)
+    console = Console()
+    console.print(seen)
+    for trial in trials:
+        if states[str(trial)] == 'running':
+            console.print(
+                f'{trial}: {position(trial, overall_of(plan, trial))}'
+            )
+    for trial in trials:
+        if states[str(trial)] == 'failed':
+            console.print(
+                f'{trial} has failed, log: {trial.folder / worker.LOG}',
+                soft_wrap=True,
+            )
+
+
+def dry_run(
+    plan: Plan, trials: list[Trial], left_out: list[str], table: Path
+) -> None:
+    """Print the matrix and the time, and write the config of each trial."""
+    console = Console()
+    recorded = {row['trial']: row['status'] for row in ledger.read(table)}
+    missing = [t for t in trials if state_of(t, recorded) != 'done']
+    for trial in missing:
+        trial.write_config()
+    matrix = Table(title=f'{plan.name}: seeds to run')
+    tasks = list(dict.fromkeys(trial.task for trial in trials))
+    matrix.add_column('method', overflow='fold')
+    for task in tasks:
+        matrix.add_column(task, justify='right', overflow='fold')
+    for method in dict.fromkeys(trial.method for trial in trials):
+        cells = []
+        for task in tasks:
+            every = [t for t in trials if (t.task, t.method) == (task, method)]
+            rest = [t for t in every if t in missing]
+            cells.append(f'{len(rest)} of {len(every)}' if every else '-')
+        matrix.add_row(method, *cells)
+    console.print(matrix)
+    for sentence in left_out:
+        console.print(sentence, soft_wrap=True)
+    seconds = durations(table)
+    known = [estimate(trial, seconds) for trial in missing]
+    hours = sum(x for x in known if x is not None) / 3600
+    unknown = sorted({t.task for t, x in zip(missing, known) if x is None})
+    console.print(
+        f'{len(missing)} of {len(trials)} trials are to be run, '
+        f'{in_words(hours)} of training by the rows of the ledger'
+        + (f', without {", ".join(unknown)}' if unknown else '')
+    )
+    if missing:
+        console.print(
+            f'The complete config of each is {trials[0].folder.parent}'
+            '/TRIAL/config.py',
+            soft_wrap=True,
+        )

@@ -1,0 +1,361 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Runs what a plan lacks, and fills its ledger.
+
+There is no state but the folders of the trials and the ledger: starting
+again is looking at them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterable, Mapping, NamedTuple
+
+import torch
+
+from ..messages import describe
+from . import ledger, origin, worker
+from .executors import Executor, Job
+from .plan import Plan
+from .trial import Trial, command_of
+
+ROLES = ('overall', 'head', 'middle', 'tail')
+
+
+class SweepError(RuntimeError):
+    """A sweep cannot go on; what is done is kept."""
+
+
+class Outcome(NamedTuple):
+    """What a run of a sweep has left.
+
+    Args:
+        done: Trials in the ledger, with those of earlier runs.
+        failed: Trials that have failed as often as allowed.
+        waiting: Trials that were not started, for want of a checkpoint or
+            of time.
+    """
+
+    done: list[Trial]
+    failed: list[Trial]
+    waiting: list[Trial]
+
+
+class Sweep:
+    """The trials of a plan, their folders and the ledger.
+
+    Args:
+        plan: Where they come from.
+        trials: All of them, or some.
+        table: Path of the ledger.
+        say: Takes each line for a person.
+        retries: How often a trial is run again that has failed.
+        retry_failed: Whether trials that an earlier run gave up are tried
+            again.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        trials: list[Trial],
+        table: Path,
+        say: Callable[[str], None] = print,
+        retries: int = 1,
+        retry_failed: bool = False,
+    ) -> None:
+        self.plan = plan
+        self.trials = trials
+        self.table = table
+        self.say = say
+        self.retries = retries
+        self.failures: dict[str, int] = {}
+        self.jobs: dict[str, Job] = {}
+        self.recorded = {
+            row['trial']
+            for row in ledger.read(table)
+            if row['status'] == 'done'
+        }
+        self.given_up = set()
+        if not retry_failed:
+            self.given_up = {
+                trial.key
+                for trial in trials
+                if (trial.folder / worker.FAILED).exists()
+            }
+
+    def run(
+        self,
+        executor: Executor,
+        show: Callable[[Sweep], None] = lambda sweep: None,
+        pause: float = 1.0,
+    ) -> Outcome:
+        """Start what is missing until nothing more can be done.
+
+        Args:
+            executor: Where.
+            show: Called again and again, for a picture of the progress.
+            pause: Seconds between two looks.
+
+        Raises:
+            SweepError: If the code changes while trials run, or the ledger
+                cannot be written at the end.
+        """
+        started = time.time()
+        limit = self.plan.budget.get('hours', float('inf')) * 3600
+        try:
+            while True:
+                self.look()
+                over = time.time() - started > limit
+                ready = [] if over else self.ready()
+                for trial in ready:
+                    if not executor.room_for(trial.gpus):
+                        break
+                    self.start(trial, executor)
+                show(self)
+                if not self.running() and not (ready and not over):
+                    break
+                time.sleep(pause)
+        finally:
+            for job in self.jobs.values():
+                job.stop()
+            self.look(final=True)
+            executor.close()
+        return self.outcome()
+
+    def outcome(self) -> Outcome:
+        done = [t for t in self.trials if t.key in self.recorded]
+        failed = [t for t in self.trials if t.key in self.given_up]
+        rest = [t for t in self.trials if t not in done and t not in failed]
+        return Outcome(done, failed, rest)
+
+    def running(self) -> list[Trial]:
+        """Trials with a worker, also those of another sweep."""
+        return [
+            trial
+            for trial in self.trials
+            if trial.key in self.jobs
+            or (not self.is_done(trial) and worker.is_held(trial.folder))
+        ]
+
+    def is_done(self, trial: Trial) -> bool:
+        return (trial.folder / worker.DONE).exists()
+
+    def ready(self) -> list[Trial]:
+        """Trials that can be started, in their order."""
+        wanted = [t for t in self.trials if t.key not in self.recorded]
+        # A model that was recorded, and whose folder is gone, is needed again.
+        for trial in list(wanted):
+            for one in trial.needed:
+                if one not in wanted and not self.is_done(one):
+                    wanted.append(one)
+        return [
+            trial
+            for trial in wanted
+            if not self.is_done(trial)
+            and trial.key not in self.given_up
+            and trial.key not in self.jobs
+            and all(self.is_done(one) for one in trial.needed)
+            and not worker.is_held(trial.folder)
+        ]
+
+    def start(self, trial: Trial, executor: Executor) -> None:
+        """Write the folder of a trial and hand it to a worker."""
+        changed = origin.changed(trial.code)
+        if changed:
+            raise SweepError(
+                describe(
+                    'code',
+                    ', '.join(changed),
+                    'the files that were there when the sweep was started',
+                    'start it again: trials that the change concerns are '
+                    'run anew, all others are kept',
+                )
+            )
+        metrics = self.plan.tasks[trial.task]['metrics']
+        trial.prepare({}, [metrics[role] for role in ROLES if role in metrics])
+        self.jobs[trial.key] = executor.start(trial.folder, trial.gpus)
+        self.say(f'start  {trial}  (log: {_near(trial.folder / worker.LOG)})')
+
+    def look(self, final: bool = False) -> None:
+        """Take in what has ended.
+
+        Args:
+            final: Whether a ledger that cannot be written is an error; else
+                the next look tries again.
+        """
+        by_key = {trial.key: trial for trial in self.trials}
+        for key, job in list(self.jobs.items()):
+            if job.ended():
+                del self.jobs[key]
+                trial = by_key[key]
+                if not self.is_done(trial) and not final:
+                    self._failed(trial)
+        new = [
+            trial
+            for trial in self.trials
+            if trial.key not in self.recorded and self.is_done(trial)
+        ]
+        rows = [row for trial in new for row in rows_of(self.plan, trial)]
+        if not rows:
+            return
+        try:
+            ledger.add(self.table, rows)
+        except OSError as error:
+            problem = describe(
+                'ledger',
+                str(self.table),
+                f'a file that can be written, but: {error}',
+                'make room, and run the sweep again: the results are in the '
+                'folders of the trials',
+            )
+            if final:
+                raise SweepError(problem) from error
+            self.say(problem)
+            return
+        for trial in new:
+            self.recorded.add(trial.key)
+            overall = next(
+                row
+                for row in rows
+                if row['trial'] == trial.key
+                and row['role'] == 'overall'
+                and row['last']
+            )
+            self.say(
+                f'done   {trial}  [{len(self.recorded)}] '
+                f'{overall["metric"]} {overall["value"]:.2f}, '
+                f'{overall["seconds"] / 60:.1f} min'
+            )
+
+    def _failed(self, trial: Trial) -> None:
+        if worker.is_held(trial.folder):
+            return  # Its worker was killed, its training goes on.
+        self.failures[trial.key] = self.failures.get(trial.key, 0) + 1
+        mark = trial.folder / worker.FAILED
+        told = json.loads(mark.read_text()) if mark.exists() else {}
+        note = told.get('note', 'its worker was killed')
+        left = self.retries - self.failures[trial.key] + 1
+        if left > 0:
+            self.say(f'again  {trial}: {note}')
+            return
+        self.given_up.add(trial.key)
+        self.say(f'FAILED {trial}: {note}')
+        for line in told.get('log', []):
+            self.say(f'       | {line}')
+        row = dict(
+            _shared(self.plan, trial), status='failed', note=note, last=0
+        )
+        try:
+            ledger.add(
+                self.table, [{**dict.fromkeys(ledger.COLUMNS, ''), **row}]
+            )
+        except OSError as error:
+            self.say(f'{self.table}: {error}')
+
+
+def rows_of(plan: Plan, trial: Trial) -> Iterable[Mapping[str, Any]]:
+    """The rows of the ledger of a trial that is done."""
+    task = plan.tasks[trial.task]
+    scale = task.get('scale', 1)
+    role_of = {name: role for role, name in task['metrics'].items()}
+    done = json.loads((trial.folder / worker.DONE).read_text())
+    shared = dict(
+        _shared(plan, trial),
+        status='done',
+        note='',
+        label='',
+        **{key: done[key] for key in FROM_WORKER},
+    )
+    last = done['evaluations'][-1][0]
+    names = None
+    for step, values in done['evaluations']:
+        here = dict(shared, step=step, last=int(step == last))
+        for metric, value in values.items():
+            short = metric.rpartition('/')[2]
+            if isinstance(value, list) and step == last:
+                role = dict(per_class='class', class_counts='count').get(short)
+                if role is None:
+                    continue
+                if names is None:
+                    names = class_names(done['checkpoint'])
+                factor = scale if role == 'class' else 1
+                labels = names or [str(i) for i in range(len(value))]
+                for label, one in zip(labels, value):
+                    if one == one:  # A class that was not tested has NaN.
+                        yield dict(
+                            here,
+                            metric=metric,
+                            role=role,
+                            label=label,
+                            value=round(one * factor, 4),
+                        )
+            elif isinstance(value, (int, float)) and metric not in UNITS:
+                role = role_of.get(metric, '')
+                factor = scale if role else 1
+                yield dict(
+                    here,
+                    metric=metric,
+                    role=role,
+                    value=round(value * factor, 4),
+                )
+    yield from _training_rows(shared, done['training'])
+
+
+FROM_WORKER = ('seconds', 'memory_mb', 'disk_mb', 'machine', 'threads')
+# Of an evaluation, and no result of it.
+UNITS = {'step', 'time', 'data_time', 'epoch', 'iter', 'lr', 'memory'}
+
+
+def _training_rows(
+    shared: Mapping[str, Any], lines: list[dict[str, Any]]
+) -> Iterable[Mapping[str, Any]]:
+    """Loss and gradient ratios over the training, forty points at most."""
+    by_metric: dict[str, dict[int, float]] = {}
+    for values in lines:
+        step = values.get('iter', values.get('step', 0))
+        for key, value in values.items():
+            if key == 'loss' or re.search('/ratio_(head|body|tail)$', key):
+                by_metric.setdefault(key, {})[step] = value
+    for metric, points in by_metric.items():
+        steps = sorted(points)
+        every = max(1, -(-len(steps) // 40))
+        for step in {*steps[::every], steps[-1]}:
+            yield dict(
+                shared,
+                step=step,
+                last=0,
+                metric=metric,
+                role='loss' if metric == 'loss' else '',
+                value=float(f'{points[step]:.5g}'),
+            )
+
+
+def _shared(plan: Plan, trial: Trial) -> dict[str, Any]:
+    task = plan.tasks[trial.task]
+    return dict(
+        schema=ledger.SCHEMA,
+        trial=trial.key,
+        task=trial.task,
+        dataset=task.get('dataset', trial.task),
+        method=trial.method,
+        seed=trial.seed,
+        baseline=plan.baseline_of(trial.task),
+        versions=origin.versions(),
+        code=trial.code,
+        commit=origin.commit(),
+        command=command_of(plan, trial),
+    )
+
+
+def class_names(checkpoint: str) -> list[str]:
+    """The classes that a checkpoint was trained on, none if unknown."""
+    saved = torch.load(checkpoint, map_location='cpu', weights_only=False)
+    return list(saved['meta'].get('dataset_meta', {}).get('classes') or ())
+
+
+def _near(path: Path) -> str:
+    near = os.path.relpath(path)
+    return str(path) if near.startswith('..') else near

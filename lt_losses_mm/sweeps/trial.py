@@ -1,0 +1,397 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""A trial: one complete config, and the folder that it is trained in."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from ..cache import in_one_step
+from ..integration import configs_folder
+from ..recipes import VARIABLE, fits, loss_configs, read_config
+from . import origin, worker
+from .plan import Method, Plan, PlanError
+
+# `train.py` and `test.py` of a clone or of a wheel.
+TOOLS = configs_folder().parent / 'tools'
+# Where a run is and what it goes on from; no number depends on it.
+NOT_IN_KEY = ('work_dir', 'load_from', 'resume', 'launcher')
+
+
+@dataclass
+class Trial:
+    """One training of a plan, or one test of a trained model.
+
+    Args:
+        task: Of the plan.
+        method: Of the plan.
+        seed: ``randomness.seed``.
+        cfg: The complete config, but for the checkpoints that it needs.
+        key: Digest of all that the numbers depend on.
+        code: Parts of the package that run, see :func:`origin.code`.
+        folder: Where it is trained.
+        needs: Config key -> the trial or trials whose checkpoints go there.
+        test: Whether only a checkpoint is tested.
+        gpus: How many it is trained on; 0: the CPU.
+    """
+
+    task: str
+    method: str
+    seed: int
+    cfg: Config = field(repr=False)
+    key: str
+    code: str
+    folder: Path
+    needs: Mapping[str, Any]
+    test: bool
+    gpus: int
+
+    def __str__(self) -> str:
+        return f'{self.task}/{self.method}/{self.seed}'
+
+    @property
+    def needed(self) -> Iterator[Trial]:
+        """The trials that come before it."""
+        for trials in self.needs.values():
+            yield from trials if isinstance(trials, list) else [trials]
+
+    def config(self) -> Config:
+        """The config with the checkpoints of what is done.
+
+        Of what is not, a path that says whose checkpoint it will be.
+        """
+        cfg = copy.deepcopy(self.cfg)
+        cfg.merge_from_dict(
+            {
+                key: [checkpoint_of(one) for one in trials]
+                if isinstance(trials, list)
+                else checkpoint_of(trials)
+                for key, trials in self.needs.items()
+            }
+        )
+        cfg.work_dir = str(self.folder)
+        return cfg
+
+    def write_config(self) -> tuple[Config, Path]:
+        """Write the config into the folder, for ``mim train`` as well."""
+        cfg, file = self.config(), self.folder / 'config.py'
+        with in_one_step(file) as part:
+            part.write_text(cfg.pretty_text, 'utf-8')
+        return cfg, file
+
+    def prepare(self, env: Mapping[str, str], metrics: list[str]) -> None:
+        """Write the folder that a worker needs.
+
+        Args:
+            env: Variables of the training beside those of the worker.
+            metrics: Names in the log, the overall one first.
+        """
+        cfg, file = self.write_config()
+        start = [sys.executable]
+        end: list[str] = []
+        if self.gpus > 1:
+            start += ['-m', 'torch.distributed.run', '--standalone']
+            start += [f'--nproc-per-node={self.gpus}']
+            end += ['--launcher', 'pytorch']
+        work = ['--work-dir', str(self.folder), *end]
+        worker.write_json(
+            self.folder / worker.TRIAL,
+            dict(
+                train=[*start, str(TOOLS / 'train.py'), str(file), *work],
+                # The checkpoint goes last.
+                test=[*start, str(TOOLS / 'test.py'), *work, str(file)],
+                checkpoint=cfg.load_from if self.test else '',
+                metrics=metrics,
+                cwd=os.getcwd(),
+                env=dict(env),
+            ),
+        )
+
+
+def checkpoint_of(trial: Trial) -> str:
+    """Path of the last checkpoint of a trial, or whose it will be."""
+    done = trial.folder / worker.DONE
+    if not done.exists():
+        return f'<the last checkpoint of {trial}>'
+    return json.loads(done.read_text())['checkpoint']
+
+
+def trials_of(plan: Plan, folder: Path) -> tuple[list[Trial], list[str]]:
+    """All trials of a plan, those that others need before them.
+
+    Args:
+        plan: A plan.
+        folder: Of the sweep; each trial has one below it.
+
+    Returns:
+        tuple: The trials, and a sentence on each task that does not take
+        some of the methods.
+
+    Raises:
+        PlanError: If a config cannot be read, or a method that a task asks
+            for by its name does not fit.
+    """
+    builder = _Builder(plan, folder)
+    seeds = {seed: None for task in plan.tasks for seed in plan.seeds_of(task)}
+    # Every method has a first run before one has a second.
+    for seed, task in itertools.product(seeds, plan.tasks):
+        methods, by_name = plan.methods_of(task)
+        for method in methods if seed in plan.seeds_of(task) else ():
+            if not plan.excludes(task, method, seed):
+                builder.trial(task, method, seed, by_name)
+    trials = list(builder.trials.values())
+    most = plan.budget.get('trials')
+    if most is not None and len(trials) > most:
+        plan.refuse(
+            ('budget', 'trials'),
+            most,
+            f'at least {len(trials)}, the trials of this plan',
+            'raise it, or exclude some',
+        )
+    return trials, [
+        f'{task}: left out, because the head does not take the loss: '
+        f'{", ".join(methods)}'
+        for task, methods in builder.left_out.items()
+    ]
+
+
+class _Builder:
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.trials: dict[tuple[str, str, int], Trial] = {}
+        self.left_out: dict[str, list[str]] = {}
+        self._configs: dict[tuple[str, str], Config | None] = {}
+        self._data: dict[str, str] = {}
+
+    def trial(
+        self, task: str, method: str, seed: int, by_name: bool
+    ) -> Trial | None:
+        """Build a trial and those that it needs; ``None``: it fits not."""
+        place = task, method, seed
+        if place in self.trials:
+            return self.trials[place]
+        how = self.plan.methods[method]
+        needs: dict[str, Any] = {}
+        for key, names in how.needs.items():
+            several = names if isinstance(names, list) else [names]
+            found = [self.trial(task, one, seed, by_name) for one in several]
+            if None in found:
+                self._leave_out(task, method)
+                return None
+            needs[key] = found if isinstance(names, list) else found[0]
+        cfg = self._config(task, method, by_name)
+        if cfg is None:
+            return None
+        cfg = copy.deepcopy(cfg)
+        cfg.setdefault('randomness', {})
+        cfg.randomness['seed'] = seed
+        code = origin.code(sorted(set(_loss_modules(cfg.to_dict()))))
+        plain = {k: v for k, v in cfg.to_dict().items() if k not in NOT_IN_KEY}
+        text = json.dumps(plain, sort_keys=True, default=str)
+        if text not in self._data:
+            self._data[text] = origin.data(cfg)
+        before = [
+            f'{key} {one.key}'
+            for key, some in sorted(needs.items())
+            for one in (some if isinstance(some, list) else [some])
+        ]
+        # With its names: rows of two names have to stay two.
+        key = origin.digest(
+            task, method, text, self._data[text], code, *before
+        )
+        name = f'{task}-{method}-seed{seed}-{key}'
+        trial = Trial(
+            task,
+            method,
+            seed,
+            cfg,
+            key,
+            code,
+            (self.folder / 'trials' / _safe(name)).resolve(),
+            needs,
+            how.test,
+            self.plan.tasks[task].get('gpus', 0),
+        )
+        self.trials[place] = trial
+        return trial
+
+    def _leave_out(self, task: str, method: str) -> None:
+        methods = self.left_out.setdefault(task, [])
+        if method not in methods:
+            methods.append(method)
+
+    def _config(self, task: str, method: str, by_name: bool) -> Config | None:
+        if (task, method) not in self._configs:
+            self._configs[task, method] = self._read(task, method, by_name)
+        return self._configs[task, method]
+
+    def _read(self, task: str, method: str, by_name: bool) -> Config | None:
+        plan, how = self.plan, self.plan.methods[method]
+        override = plan.override(task, method)
+        keys: tuple[str, ...] = ('tasks', task, 'config')
+        name = plan.tasks[task]['config']
+        if 'config' in override:
+            keys = ('tasks', task, 'overrides', method, 'config')
+            name = override['config']
+        path = self._path(name, keys)
+        try:
+            plain = read_config(path)
+            recipe = VARIABLE in plain.env_variables and 'lt_loss' not in plain
+            if (
+                how.loss is None
+                or 'config' in override
+                or (not recipe and _is_its_own(plain, how.loss))
+            ):
+                cfg = plain
+            elif not fits(plain, how.loss):
+                if by_name:
+                    plan.refuse(
+                        ('tasks', task, 'methods'),
+                        method,
+                        f'methods whose loss the head of {name} takes',
+                        'see docs/which_loss.md: which head takes which loss',
+                    )
+                self._leave_out(task, method)
+                return None
+            elif recipe:
+                cfg = read_config(path, how.loss)
+            else:
+                cfg = plain
+                loss = _fragment(how.loss)
+                for head, key in loss_configs(cfg):
+                    head[key] = copy.deepcopy(loss)
+        except PlanError:
+            raise
+        except Exception as error:
+            plan.refuse(keys, name, f'a config that can be read, but: {error}')
+        cfg.merge_from_dict(self._options(cfg, task, how))
+        if how.hooks:
+            hooks = [*(cfg.get('custom_hooks') or []), *how.hooks]
+            cfg.custom_hooks = [dict(hook) for hook in hooks]
+        cfg.launcher = 'none'
+        self._check_losses(cfg, task, method, keys)
+        return cfg
+
+    def _path(self, name: str, keys: tuple[str, ...]) -> Path:
+        if name.startswith('lt_losses_mm::'):
+            places = [configs_folder() / name.partition('::')[2]]
+        else:
+            places = [self.plan.path.parent / name, Path(name)]
+        for place in places:
+            if place.is_file():
+                return place
+        self.plan.refuse(
+            keys,
+            name,
+            f'a file, and there is no {" nor ".join(map(str, places))}',
+        )
+
+    def _options(self, cfg: Config, task: str, how: Method) -> dict[str, Any]:
+        """Options with ``loss.`` in the place that it has in the model."""
+        plan = self.plan
+        found: dict[str, Any] = {}
+        for key, value in plan.options_of(task, how.name).items():
+            if key.startswith('loss.'):
+                for head, name in loss_configs(cfg):
+                    head[name][key.partition('.')[2]] = copy.deepcopy(value)
+                continue
+            node: Any = cfg
+            above = key.split('.')[:-1]
+            for part in above:
+                try:
+                    node = node[int(part) if isinstance(node, list) else part]
+                except (KeyError, IndexError, ValueError, TypeError):
+                    plan.refuse(
+                        self._place_of(task, how.name, key),
+                        value,
+                        f'a key of the config, which has no {part!r} in {key}',
+                        'name a key that is there',
+                    )
+            found[key] = value
+        return found
+
+    def _place_of(self, task: str, method: str, key: str) -> tuple[str, ...]:
+        if key in self.plan.override(task, method).get('options', {}):
+            return ('tasks', task, 'overrides', method, 'options', key)
+        if key in self.plan.methods[method].options:
+            return ('define', method.partition('[')[0], 'options', key)
+        return ('tasks', task, 'options', key)
+
+    def _check_losses(
+        self, cfg: Config, task: str, method: str, keys: tuple[str, ...]
+    ) -> None:
+        """Build our losses as the heads do, for their own errors."""
+        try:
+            places = loss_configs(cfg)
+        except (ValueError, AttributeError):
+            return  # A model of its own; its training says what it lacks.
+        for head, key in places:
+            losses = head.get(key)
+            for loss in losses if isinstance(losses, list) else [losses]:
+                kind = (loss or {}).get('type')
+                if not str(kind).startswith('lt_losses_mm.'):
+                    continue
+                try:
+                    built = MODELS.build(copy.deepcopy(loss))
+                    if 'num_classes' in head:
+                        built.set_num_classes(head['num_classes'], task)
+                except (ValueError, TypeError) as error:
+                    self.plan.refuse(
+                        keys,
+                        method,
+                        f'a method that can be built, but: {error}',
+                    )
+
+
+def _fragment(loss: str) -> dict[str, Any]:
+    path = configs_folder() / f'_base_/losses/{loss}.py'
+    found = dict(Config.fromfile(path).lt_loss)
+    del found['_delete_']
+    return found
+
+
+def _is_its_own(cfg: Config, loss: str) -> bool:
+    """Whether a loss of the hosts is what a config has, in its own way."""
+    kind = _fragment(loss)['type']
+    return '.' not in kind and all(
+        head[key].get('type') == kind for head, key in loss_configs(cfg)
+    )
+
+
+def _loss_modules(node: Any) -> Iterator[str]:
+    """Modules of the losses of the package that a config names."""
+    modules = origin.loss_modules()
+    if isinstance(node, dict):
+        kind = str(node.get('type', ''))
+        scope, _, name = kind.rpartition('.')
+        if scope == 'lt_losses_mm' and name in modules:
+            yield modules[name]
+        for child in node.values():
+            yield from _loss_modules(child)
+    elif isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _loss_modules(child)
+
+
+def _safe(name: str) -> str:
+    """A name for a folder."""
+    return ''.join(c if c.isalnum() or c in '._-' else '_' for c in name)
+
+
+def command_of(plan: Plan, trial: Trial) -> str:
+    """What runs this one trial again."""
+    path = os.path.relpath(plan.path)
+    return shlex.join(
+        ['python', 'tools/sweep.py', 'run', path, '--only', str(trial)]
+    )

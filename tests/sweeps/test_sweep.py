@@ -1,0 +1,134 @@
+"""tools/sweep.py: what is run, what is kept, what is said."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from lt_losses_mm.sweeps import ledger
+
+
+@pytest.mark.slow
+class TestRun:
+    def test_from_nothing_and_again(self, toy):
+        status, said = toy.run('--jobs', '2')
+        assert status == 0, said
+        assert '[12]' in said
+        rows = ledger.read(toy.ledger)
+        last = [r for r in rows if r['last'] == '1' and r['role'] == 'overall']
+        assert len(last) == 12
+        assert {r['baseline'] for r in last} == {'plain'}
+        # A test of the model of `plain`, of the same seed: one more.
+        found = {
+            (r['task'], r['method'], r['seed']): float(r['value'])
+            for r in last
+        }
+        assert all(
+            found[task, 'later', seed] == found[task, 'plain', seed] + 1
+            for task in ('first', 'second')
+            for seed in '01'
+        )
+        assert len(toy.started()) == 12
+        before = toy.ledger.read_bytes()
+        status, said = toy.run()
+        assert status == 0
+        assert len(toy.started()) == 12
+        assert toy.ledger.read_bytes() == before
+
+    def test_every_evaluation_has_rows(self, toy):
+        assert toy.run('--only', 'first/plain/0')[0] == 0
+        rows = ledger.read(toy.ledger)
+        overall = [r for r in rows if r['role'] == 'overall']
+        assert [(r['step'], r['last']) for r in overall] == [
+            ('1', '0'),
+            ('2', '0'),
+            ('3', '1'),
+        ]
+        loss = {r['step']: r['value'] for r in rows if r['role'] == 'loss'}
+        assert loss == {'10': '1.0', '20': '0.5', '30': '0.33333'}
+        assert 'first/plain/0' in rows[0]['command']
+
+    def test_a_change_runs_what_it_concerns(self, toy):
+        assert toy.run('--only', 'first')[0] == 0
+        text = toy.plan.read_text()
+        toy.plan.write_text(text.replace('lr: 0.2', 'lr: 0.3'))
+        assert toy.run('--only', 'first')[0] == 0
+        again = toy.started()[6:]
+        assert len(again) == 2
+        assert all('higher' in name for name in again)
+
+    def test_failures_end_nothing(self, toy):
+        toy.plan.write_text(
+            toy.plan.read_text()
+            .replace(
+                'higher: {options: {lr: 0.2}}',
+                'higher: {options: {behaviour: crash}}\n'
+                '  nan: {options: {behaviour: nan}}\n'
+                '  silent: {options: {behaviour: silent}}',
+            )
+            .replace('higher, later', 'higher, nan, silent, later')
+        )
+        status, said = toy.run('--only', 'first', '--jobs', '2')
+        assert status == 1
+        assert 'out of luck' in said
+        rows = ledger.read(toy.ledger)
+        done = {r['method'] for r in rows if r['status'] == 'done'}
+        assert done == {'plain', 'later'}
+        notes = {r['method']: r['note'] for r in rows if r['note']}
+        assert notes['higher'].endswith('RuntimeError: out of luck')
+        assert 'loss is nan' in notes['nan']
+        assert 'has no accuracy/all; the log has' in notes['silent']
+        # One more time each, and not again before it is asked for.
+        started = len(toy.started())
+        assert toy.run('--only', 'first')[0] == 1
+        assert len(toy.started()) == started
+        toy.run('--only', 'first/higher', '--retry-failed', '--retries', '0')
+        assert len(toy.started()) == started + 2
+
+    def test_what_needs_a_failed_one_waits(self, toy):
+        toy.config.write_text(
+            toy.config.read_text().replace("'good'", "'crash'")
+        )
+        status, said = toy.run('--only', 'first/later/0')
+        assert status == 1
+        assert '0 done, 1 failed' in said
+        assert '1 not started' in said
+
+    def test_two_at_a_time_on_one_folder(self, toy):
+        both = [toy.start('run', str(toy.plan)) for _ in range(2)]
+        said = [process.communicate(timeout=300)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0]
+        assert sum('Another sweep runs' in one for one in said) == 1
+        assert len(toy.started()) == 12
+
+    def test_stopped_by_hand(self, toy):
+        toy.config.write_text(toy.config.read_text().replace('0.05', '0.5'))
+        process = toy.start('run', str(toy.plan), '--jobs', '2')
+        while len(toy.started()) < 3:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert 'goes on where it was' in said
+        before = ledger.read(toy.ledger)
+        assert toy.run('--jobs', '2')[0] == 0
+        assert ledger.read(toy.ledger)[: len(before)] == before
+
+
+@pytest.mark.slow
+def test_status_and_dry_run(toy):
+    status, said = toy.run('--dry-run')
+    assert status == 0
+    assert '12 of 12 trials are to be run' in said
+    (config,) = toy.folder.glob('work_dirs/toy/trials/first-later-seed0-*/*')
+    assert '<the last checkpoint of first/plain/0>' in config.read_text()
+    assert not toy.started()
+    assert toy.run('--only', 'first/plain')[0] == 0
+    status, said = toy.call('status', str(toy.plan))
+    assert status == 0
+    row = next(x for x in said.splitlines() if 'first' in x and 'plain' in x)
+    assert row.split('│')[3].strip() == '2'
+    status, said = toy.run('--dry-run')
+    assert '10 of 12 trials are to be run' in said

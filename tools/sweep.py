@@ -1,0 +1,234 @@
+# Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
+"""Run the trainings of a plan, and make a report that one can decide from.
+
+    python tools/sweep.py run PLAN.yaml            what is missing
+    python tools/sweep.py run PLAN.yaml --dry-run  what would be run
+    python tools/sweep.py status PLAN.yaml         from another shell
+    python tools/sweep.py report PLAN.yaml
+    python tools/sweep.py merge LEDGER... --out LEDGER
+
+From an installed package: `mim run mm-lt-losses sweep run PLAN.yaml`. What a
+plan says: docs/sweeps.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from lt_losses_mm.recipes import losses
+from lt_losses_mm.sweeps import ledger
+from lt_losses_mm.sweeps.executors import (
+    Executor,
+    LocalExecutor,
+    RayExecutor,
+    SlurmExecutor,
+)
+from lt_losses_mm.sweeps.plan import Plan
+from lt_losses_mm.sweeps.progress import Lines, dry_run, status
+from lt_losses_mm.sweeps.sweep import Sweep, SweepError
+from lt_losses_mm.sweeps.trial import Trial, trials_of
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    add_run(commands.add_parser('run', help='run what is missing'))
+    add_status(commands.add_parser('status', help='what runs, what is done'))
+    add_merge(commands.add_parser('merge', help='join ledgers'))
+    args = parser.parse_args()
+    try:
+        return args.call(args)
+    except (ValueError, ImportError, SweepError) as error:
+        sys.exit(f'sweep: {error}')
+    except KeyboardInterrupt:
+        print('stopped; `sweep run` goes on where it was')
+        return 130
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Add what every command about a plan takes."""
+    add = parser.add_argument
+    add('plan', type=Path, metavar='PLAN', help='YAML file')
+    add(
+        '--folder',
+        type=Path,
+        help='of the trials (default: work_dirs/ and the name of the plan)',
+    )
+    add(
+        '--ledger',
+        type=Path,
+        metavar='FILE',
+        help='CSV file, compressed if it ends in .gz (default: ledger.csv in '
+        'the folder)',
+    )
+    add(
+        '--only',
+        nargs='+',
+        default=[],
+        metavar='TASK/METHOD/SEED',
+        help='these trials and those that they need; TASK or TASK/METHOD for '
+        'all of it',
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(call=run)
+    add_plan(parser)
+    add = parser.add_argument
+    add('--dry-run', action='store_true', help='only say what would be run')
+    add(
+        '--executor',
+        choices=['local', 'slurm', 'ray'],
+        default='local',
+        help='default: processes of this machine',
+    )
+    add(
+        '--jobs',
+        type=int,
+        metavar='N',
+        help='trainings at a time (default: one a GPU, one without GPUs)',
+    )
+    add('--retries', type=int, default=1, metavar='N', help='default: 1')
+    add(
+        '--retry-failed',
+        action='store_true',
+        help='run again what an earlier run gave up',
+    )
+    add(
+        '--slurm',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='for submitit, e.g. timeout_min=600 slurm_partition=gpu',
+    )
+    add(
+        '--address',
+        default='auto',
+        help='of the Ray cluster (default: auto)',
+    )
+    add(
+        '--cpus',
+        type=int,
+        default=1,
+        metavar='N',
+        help='of one training on Ray (default: 1)',
+    )
+
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(call=show_status)
+    add_plan(parser)
+
+
+def add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(call=merge)
+    parser.add_argument('ledgers', type=Path, nargs='+', metavar='LEDGER')
+    parser.add_argument('--out', type=Path, required=True, metavar='LEDGER')
+
+
+def read(args: argparse.Namespace) -> tuple[Plan, list[Trial], list[str]]:
+    """The plan, its trials, and what does not fit."""
+    plan = Plan(args.plan, losses())
+    args.folder = args.folder or Path('work_dirs', plan.name)
+    args.ledger = args.ledger or args.folder / 'ledger.csv'
+    trials, left_out = trials_of(plan, args.folder)
+    if args.only:
+        trials = chosen(plan, trials, args.only)
+    return plan, trials, left_out
+
+
+def chosen(plan: Plan, trials: list[Trial], only: list[str]) -> list[Trial]:
+    """The trials that ``--only`` names, and those that they need."""
+    wanted = []
+    for name in only:
+        found = [t for t in trials if f'{t}/'.startswith(f'{name}/')]
+        if not found:
+            raise ValueError(
+                f'--only {name}: no trial of {plan.path} is called so, '
+                f'expected e.g. {trials[0]}'
+            )
+        wanted += found
+    for trial in wanted:
+        wanted += [t for t in trial.needed if t not in wanted]
+    return [trial for trial in trials if trial in wanted]
+
+
+def run(args: argparse.Namespace) -> int:
+    plan, trials, left_out = read(args)
+    if args.dry_run:
+        dry_run(plan, trials, left_out, args.ledger)
+        return 0
+    # As Ctrl-C: the trainings are ended, and the ledger is whole.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ledger.locked(args.folder / 'sweep', wait=False) as first:
+        if not first:
+            print(
+                f'Another sweep runs in {args.folder}; this one has nothing '
+                f'to do. See `sweep status {args.plan}`.'
+            )
+            return 0
+        with Lines() as lines:
+            sweep = Sweep(
+                plan,
+                trials,
+                args.ledger,
+                lines.say,
+                args.retries,
+                args.retry_failed,
+            )
+            outcome = sweep.run(executor(args), lines.show)
+    print(f'ledger: {args.ledger}')
+    if outcome.failed or outcome.waiting:
+        print(
+            f'{len(outcome.done)} done, {len(outcome.failed)} failed (run '
+            f'again with --retry-failed), {len(outcome.waiting)} not started'
+        )
+    return 1 if outcome.failed else 0
+
+
+def executor(args: argparse.Namespace) -> Executor:
+    if args.executor == 'slurm':
+        return SlurmExecutor(
+            args.folder,
+            args.jobs,
+            dict(parse(option) for option in args.slurm),
+        )
+    if args.executor == 'ray':
+        return RayExecutor(args.address, args.jobs, args.cpus)
+    here = LocalExecutor(args.jobs)
+    print(here.describe())
+    return here
+
+
+def parse(option: str) -> tuple[str, object]:
+    """``KEY=VALUE``, numbers as numbers."""
+    key, equals, value = option.partition('=')
+    if not equals:
+        raise ValueError(f'--slurm {option}: expected KEY=VALUE')
+    return key, int(value) if value.isdigit() else value
+
+
+def show_status(args: argparse.Namespace) -> int:
+    plan, trials, _ = read(args)
+    status(plan, trials, args.ledger)
+    return 0
+
+
+def merge(args: argparse.Namespace) -> int:
+    rows, conflicts = ledger.merge(args.ledgers)
+    for sentence in conflicts:
+        print(sentence)
+    ledger.write(args.out, rows)
+    trials = {row['trial'] for row in rows}
+    print(f'{args.out}: {len(trials)} trials, {len(rows)} rows')
+    return 1 if conflicts else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
