@@ -4,6 +4,7 @@
     python tools/sweep.py run PLAN.yaml            what is missing
     python tools/sweep.py run PLAN.yaml --dry-run  what would be run
     python tools/sweep.py status PLAN.yaml         from another shell
+    python tools/sweep.py search PLAN.yaml         good values of a loss
     python tools/sweep.py report PLAN.yaml
     python tools/sweep.py merge LEDGER... --out LEDGER
 
@@ -17,6 +18,7 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import Callable
 
 from lt_losses_mm.recipes import losses
 from lt_losses_mm.sweeps import ledger
@@ -28,7 +30,9 @@ from lt_losses_mm.sweeps.executors import (
 )
 from lt_losses_mm.sweeps.plan import Plan
 from lt_losses_mm.sweeps.progress import Lines, dry_run, status
+from lt_losses_mm.sweeps.search import Search, points_named
 from lt_losses_mm.sweeps.sweep import Sweep, SweepError
+from lt_losses_mm.sweeps.timing import check_disk, time_tasks
 from lt_losses_mm.sweeps.trial import Trial, trials_of
 
 
@@ -39,6 +43,11 @@ def main() -> int:
     )
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     add_run(commands.add_parser('run', help='run what is missing'))
+    add_search(
+        commands.add_parser(
+            'search', help='find values of what the plan calls "search"'
+        )
+    )
     add_status(commands.add_parser('status', help='what runs, what is done'))
     add_merge(commands.add_parser('merge', help='join ledgers'))
     args = parser.parse_args()
@@ -82,6 +91,25 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add_plan(parser)
     add = parser.add_argument
     add('--dry-run', action='store_true', help='only say what would be run')
+    add(
+        '--time-steps',
+        type=int,
+        metavar='N',
+        help='with --dry-run: train N iterations in each task that the '
+        'ledger does not know, for hours and disk',
+    )
+    add_execution(parser)
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(call=search)
+    add_plan(parser)
+    add_execution(parser)
+
+
+def add_execution(parser: argparse.ArgumentParser) -> None:
+    """Add where and how often trials are run."""
+    add = parser.add_argument
     add(
         '--executor',
         choices=['local', 'slurm', 'ray'],
@@ -134,20 +162,32 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
 
 def read(args: argparse.Namespace) -> tuple[Plan, list[Trial], list[str]]:
     """The plan, its trials, and what does not fit."""
-    plan = Plan(args.plan, losses())
-    args.folder = args.folder or Path('work_dirs', plan.name)
-    args.ledger = args.ledger or args.folder / 'ledger.csv'
+    plan = read_plan(args)
     trials, left_out = trials_of(plan, args.folder)
     if args.only:
-        trials = chosen(plan, trials, args.only)
+        trials = chosen(plan, trials, args.only, args.folder)
     return plan, trials, left_out
 
 
-def chosen(plan: Plan, trials: list[Trial], only: list[str]) -> list[Trial]:
+def read_plan(args: argparse.Namespace) -> Plan:
+    """The plan; what the command line leaves open follows from it."""
+    plan = Plan(args.plan, losses())
+    args.folder = args.folder or Path('work_dirs', plan.name)
+    args.ledger = args.ledger or args.folder / 'ledger.csv'
+    return plan
+
+
+def chosen(
+    plan: Plan, trials: list[Trial], only: list[str], folder: Path
+) -> list[Trial]:
     """The trials that ``--only`` names, and those that they need."""
     wanted = []
     for name in only:
         found = [t for t in trials if f'{t}/'.startswith(f'{name}/')]
+        if not found:
+            found = points_named(plan, folder, name)
+            known = {str(trial) for trial in trials}
+            trials = [*trials, *(t for t in found if str(t) not in known)]
         if not found:
             raise ValueError(
                 f'--only {name}: no trial of {plan.path} is called so, '
@@ -162,8 +202,53 @@ def chosen(plan: Plan, trials: list[Trial], only: list[str]) -> list[Trial]:
 def run(args: argparse.Namespace) -> int:
     plan, trials, left_out = read(args)
     if args.dry_run:
+        if args.time_steps:
+            time_tasks(trials, args.ledger, executor(args), args.time_steps)
         dry_run(plan, trials, left_out, args.ledger)
         return 0
+    check_disk(trials, args.ledger)
+    return execute(
+        args,
+        lambda say: Sweep(
+            plan, trials, args.ledger, say, args.retries, args.retry_failed
+        ),
+    )
+
+
+def search(args: argparse.Namespace) -> int:
+    plan = read_plan(args)
+    if not plan.search:
+        plan.refuse(
+            ('search',),
+            None,
+            'method, parameters and trials',
+            'add search: {method: balanced_softmax, parameters: {loss.tau: '
+            '{low: 0.25, high: 2.0}}, trials: 12}',
+        )
+    unknown = [name for name in args.only if name not in plan.tasks]
+    if unknown:
+        raise ValueError(
+            f'--only {unknown[0]}: no task of {plan.path} is called so, '
+            f'expected one of {", ".join(plan.tasks)}'
+        )
+    return execute(
+        args,
+        lambda say: Search(
+            plan,
+            args.folder,
+            args.only or list(plan.tasks),
+            args.ledger,
+            say,
+            args.retries,
+            args.retry_failed,
+        ),
+    )
+
+
+def execute(
+    args: argparse.Namespace, make: Callable[[Callable[[str], None]], Sweep]
+) -> int:
+    """Run a sweep to its end, unless one runs in its folder."""
     # As Ctrl-C: the trainings are ended, and the ledger is whole.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ledger.locked(args.folder / 'sweep', wait=False) as first:
@@ -174,15 +259,10 @@ def run(args: argparse.Namespace) -> int:
             )
             return 0
         with Lines() as lines:
-            sweep = Sweep(
-                plan,
-                trials,
-                args.ledger,
-                lines.say,
-                args.retries,
-                args.retry_failed,
-            )
+            sweep = make(lines.say)
             outcome = sweep.run(executor(args), lines.show)
+    if isinstance(sweep, Search):
+        sweep.show_result()
     print(f'ledger: {args.ledger}')
     if outcome.failed or outcome.waiting:
         print(

@@ -29,7 +29,7 @@ COLUMNS = {
     'method': 'of the plan',
     'seed': 'randomness.seed',
     'baseline': 'the method of the task that others are compared with',
-    'status': '"done" or "failed"',
+    'status': '"done", "failed", or "pruned" by a search',
     'step': 'epoch or iteration of the evaluation',
     'last': '1 in rows of the last evaluation, else 0',
     'metric': 'name in the log of the run; empty where it failed',
@@ -46,7 +46,7 @@ COLUMNS = {
     'code': 'parts of the package that ran, each with a digest',
     'commit': 'of the repository, "-dirty" if the code differed from it',
     'command': 'runs this one trial again',
-    'note': 'why it failed',
+    'note': 'why it failed, or where it was pruned',
 }
 NUMBERS = ('seed', 'step', 'last', 'value', 'seconds', 'memory_mb', 'disk_mb')
 # What tells two rows of one trial apart.
@@ -117,7 +117,7 @@ def _problem(cells: list[str]) -> str:
 
 
 def add(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add the rows of trials, in place of those that failed before.
+    """Add the rows of trials, in place of those that had no numbers.
 
     Raises:
         OSError: If the disk is full; the ledger is as it was.
@@ -151,9 +151,9 @@ def merge(
 ) -> tuple[list[dict[str, str]], list[str]]:
     """Rows of several ledgers, and what does not agree between them.
 
-    The same trial may be in more than one. Of a trial that failed in one and
-    was done in another the latter counts; of two with different values the
-    first.
+    The same trial may be in more than one. Of a trial that failed or was
+    pruned in one and was done in another the latter counts; of two with
+    different values the first.
     """
     kept: dict[str, list[dict[str, str]]] = {}
     origin: dict[str, Path] = {}
@@ -163,9 +163,9 @@ def merge(
         for row in read(path):
             trials.setdefault(row['trial'], []).append(row)
         for trial, rows in trials.items():
-            if trial not in kept or kept[trial][0]['status'] == 'failed':
+            if trial not in kept or kept[trial][0]['status'] != 'done':
                 kept[trial], origin[trial] = rows, path
-            elif rows[0]['status'] != 'failed':
+            elif rows[0]['status'] == 'done':
                 values = [
                     {tuple(r[k] for k in KEY): r['value'] for r in some}
                     for some in (kept[trial], rows)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Iterator, Mapping, NoReturn
 
@@ -132,6 +132,53 @@ _METHOD = {
     },
     'description': 'a method: loss, options, hooks, needs, test, grid',
 }
+_SEARCH = {
+    'type': 'object',
+    'additionalProperties': False,
+    'required': ['method', 'parameters', 'trials'],
+    'properties': {
+        'method': _NAME,
+        'parameters': {
+            'type': 'object',
+            'minProperties': 1,
+            'additionalProperties': {
+                'anyOf': [
+                    {
+                        'type': 'array',
+                        'items': {'type': ['number', 'string', 'boolean']},
+                        'minItems': 2,
+                        'uniqueItems': True,
+                    },
+                    {
+                        'type': 'object',
+                        'required': ['low', 'high'],
+                        'additionalProperties': False,
+                        'properties': {
+                            'low': {'type': 'number'},
+                            'high': {'type': 'number'},
+                            'log': {'type': 'boolean'},
+                        },
+                    },
+                ],
+                'description': 'a list of values, or {low: 0.1, high: 10}, '
+                'with log: true if a factor counts',
+            },
+            'description': 'config key -> list of values, or low and high',
+        },
+        'trials': {
+            'type': 'integer',
+            'minimum': 1,
+            'description': 'a number of values that are tried in each task',
+        },
+        'metric': {
+            'enum': ['overall', 'head', 'middle', 'tail'],
+            'description': 'the metric that shall be high: tail, overall, '
+            'head or middle',
+        },
+    },
+    'description': 'what `sweep search` does: method, parameters, trials, '
+    'metric',
+}
 SCHEMA = {
     'type': 'object',
     'additionalProperties': False,
@@ -185,6 +232,7 @@ SCHEMA = {
             },
             'description': 'hours, trials',
         },
+        'search': _SEARCH,
     },
     'description': 'a plan: name, seeds, methods, tasks, ...',
 }
@@ -205,6 +253,7 @@ class Method:
         hooks: Added to ``custom_hooks``.
         needs: Config key -> method whose checkpoint goes there, or methods.
         test: Whether the checkpoint that it needs is only tested.
+        searched: Config key -> value that a search tries.
     """
 
     name: str
@@ -213,6 +262,7 @@ class Method:
     hooks: tuple[Mapping[str, Any], ...] = ()
     needs: Mapping[str, Any] = field(default_factory=dict)
     test: bool = False
+    searched: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Plan:
@@ -259,6 +309,7 @@ class Plan:
         self.tasks: dict[str, dict[str, Any]] = content['tasks']
         self.budget: dict[str, float] = content.get('budget', {})
         self.excluded: list[dict[str, Any]] = content.get('exclude', [])
+        self.search: dict[str, Any] = content.get('search', {})
         self._content = content
         self.methods = self._methods()
         self._check()
@@ -339,11 +390,7 @@ class Plan:
             names = []
             for values in itertools.product(*grid.values()):
                 point = dict(zip(grid, values))
-                label = ','.join(
-                    f'{key.rpartition(".")[2]}={value}'
-                    for key, value in point.items()
-                )
-                names.append(f'{name}[{label}]' if label else name)
+                names.append(_labelled(name, point) if point else name)
                 found[names[-1]] = Method(
                     names[-1],
                     loss,
@@ -354,6 +401,22 @@ class Plan:
                 )
             self._grids[name] = names
         return found
+
+    def point(self, values: Mapping[str, Any]) -> str:
+        """Add the method that a search tries, and return its name.
+
+        Args:
+            values: Config key -> value, for all parameters of the search.
+        """
+        how = self.methods[self.search['method']]
+        name = _labelled(how.name, values)
+        self.methods[name] = replace(how, name=name, searched=values)
+        return name
+
+    def kind_of(self, name: str, key: str) -> str:
+        """Whether a method has a config key in its grid or its options."""
+        grid = self._content['define'][name].get('grid', {})
+        return 'grid' if key in grid else 'options'
 
     def _unknown(
         self, keys: tuple[str | int, ...], value: Any, known: list[str]
@@ -403,9 +466,12 @@ class Plan:
             **self.tasks[task].get('options', {}),
             **self.methods[method].options,
             **self.override(task, method).get('options', {}),
+            **self.methods[method].searched,
         }
 
     def override(self, task: str, method: str) -> dict[str, Any]:
+        if self.methods[method].searched:
+            method = self.search['method']
         return self.tasks[task].get('overrides', {}).get(method, {})
 
     def excludes(self, task: str, method: str, seed: int) -> bool:
@@ -441,6 +507,36 @@ class Plan:
                 )
         for name in self.methods:
             self._order(name, ())
+        if self.search:
+            self._check_search()
+
+    def _check_search(self) -> None:
+        name = self.search['method']
+        if name not in self.methods:
+            self._unknown(('search', 'method'), name, sorted(self.methods))
+        for key, values in self.search['parameters'].items():
+            if isinstance(values, list):
+                continue
+            keys = ('search', 'parameters', key)
+            low, high = values['low'], values['high']
+            if low >= high:
+                self.refuse((*keys, 'low'), low, f'less than high, {high}')
+            if values.get('log') and low <= 0:
+                self.refuse(
+                    (*keys, 'low'),
+                    low,
+                    'more than 0, because log is true',
+                    'raise it, or take log out',
+                )
+        role = self.search.setdefault('metric', 'tail')
+        for task, entry in self.tasks.items():
+            if role not in entry['metrics']:
+                self.refuse(
+                    ('tasks', task, 'metrics', role),
+                    None,
+                    'the metric that the search compares',
+                    f'add the key {role}, or another metric to search',
+                )
 
     def _order(self, name: str, above: tuple[str, ...]) -> None:
         if name in above:
@@ -457,6 +553,19 @@ def needed(method: Method) -> Iterator[str]:
     """Names of the methods whose checkpoints a method needs."""
     for names in method.needs.values():
         yield from names if isinstance(names, list) else [names]
+
+
+def _labelled(name: str, point: Mapping[str, Any]) -> str:
+    """Name of a method with values, ``"vs[tau=0.5,gamma=0.1]"``."""
+    label = ','.join(
+        f'{key.rpartition(".")[2]}={value}' for key, value in point.items()
+    )
+    return f'{name}[{label}]'
+
+
+def value_of(text: str) -> Any:
+    """What a name of :func:`_labelled` has after ``=``, as YAML has it."""
+    return yaml.load(text, Loader=_Loader)
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,7 +7,6 @@ import re
 import time
 from collections import Counter
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console, Group
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from . import ledger, worker
 from .plan import Plan
+from .timing import Cost, Costs, free_mb, gigabytes
 from .trial import Trial
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def position(trial: Trial, overall: str) -> Position:
     for line in worker.log_tail(trial.folder, 200):
         train = re.search(r'(?:Epoch|Iter)\(train\) *((?:\[[^]]*\] *)+)', line)
         if train:
-            eta = re.search(r'eta: *([\d:]+|\d+ days?, [\d:]+)', line)
+            eta = re.search(r'eta: *((?:\d+ days?, )?[\d:]+)', line)
             memory = re.search(r'memory: *(\d+)', line)
             seen = seen._replace(
                 step='training '
@@ -143,37 +143,21 @@ def overall_of(plan: Plan, trial: Trial) -> str:
 
 def remaining(sweep: Sweep) -> str:
     """The time that the rest will take, if the ledger knows it."""
-    seconds = durations(sweep.table)
     rest = sweep.outcome().waiting
-    known = [estimate(trial, seconds) for trial in rest]
-    if not rest or None in known:
+    if not rest:
+        return ''
+    costs = Costs(sweep.table, sweep.trials)
+    known = [costs.of(trial) for trial in rest]
+    if None in known:
         return ''
     at_a_time = max(1, len(sweep.running()))
-    hours = sum(x for x in known if x is not None) / 3600 / at_a_time
+    hours = sum(x.seconds for x in known if x is not None) / 3600 / at_a_time
     return f'about {in_words(hours)} left'
 
 
 def in_words(hours: float) -> str:
     """``"2.5 h"`` or ``"12 min"``."""
     return f'{hours:.1f} h' if hours >= 1 else f'{hours * 60:.0f} min'
-
-
-def durations(table: Path) -> dict[tuple[str, ...], float]:
-    """Seconds of (task, method), and of (task,), as the ledger has them."""
-    found: dict[tuple[str, ...], list[float]] = {}
-    for row in ledger.read(table):
-        if row['role'] == 'overall' and row['last'] == '1':
-            for key in ((row['task'], row['method']), (row['task'],)):
-                found.setdefault(key, []).append(float(row['seconds']))
-    return {key: fmean(values) for key, values in found.items()}
-
-
-def estimate(
-    trial: Trial, seconds: dict[tuple[str, ...], float]
-) -> float | None:
-    """Seconds that a trial will take, ``None`` if nothing like it is known."""
-    own = seconds.get((trial.task, trial.method))
-    return own if own is not None else seconds.get((trial.task,))
 
 
 def state_of(trial: Trial, recorded: dict[str, str]) -> str:
@@ -249,14 +233,10 @@ def dry_run(
     console.print(matrix)
     for sentence in left_out:
         console.print(sentence, soft_wrap=True)
-    seconds = durations(table)
-    known = [estimate(trial, seconds) for trial in missing]
-    hours = sum(x for x in known if x is not None) / 3600
-    unknown = sorted({t.task for t, x in zip(missing, known) if x is None})
+    console.print(costs_of(missing, Costs(table, trials)))
     console.print(
-        f'{len(missing)} of {len(trials)} trials are to be run, '
-        f'{in_words(hours)} of training by the rows of the ledger'
-        + (f', without {", ".join(unknown)}' if unknown else '')
+        f'{len(missing)} of {len(trials)} trials are to be run; '
+        f'{gigabytes(free_mb(trials[0].folder))} of disk are free'
     )
     if missing:
         console.print(
@@ -264,3 +244,46 @@ def dry_run(
             '/TRIAL/config.py',
             soft_wrap=True,
         )
+
+
+def costs_of(missing: list[Trial], costs: Costs) -> Table:
+    """Hours and disk of what is to be run, by task, and their sums."""
+    seen = Table(title='what it takes, by earlier trials or timed')
+    for name in ('task', 'trials', 'hours', 'disk'):
+        seen.add_column(
+            name,
+            justify='left' if name == 'task' else 'right',
+            overflow='fold',
+        )
+    total, unknown = Cost(0, 0), False
+    for task in dict.fromkeys(trial.task for trial in missing):
+        found = [costs.of(t) for t in missing if t.task == task]
+        known = [cost for cost in found if cost is not None]
+        if len(known) < len(found):
+            seen.add_row(task, str(len(found)), 'unknown', 'unknown')
+            unknown = True
+            continue
+        cost = Cost(
+            sum(cost.seconds for cost in known),
+            sum(cost.disk_mb for cost in known),
+        )
+        total = Cost(
+            total.seconds + cost.seconds, total.disk_mb + cost.disk_mb
+        )
+        seen.add_row(
+            task,
+            str(len(found)),
+            in_words(cost.seconds / 3600),
+            gigabytes(cost.disk_mb),
+        )
+    more = ' and more' if unknown else ''
+    seen.add_section()
+    seen.add_row(
+        'sum',
+        str(len(missing)),
+        in_words(total.seconds / 3600) + more,
+        gigabytes(total.disk_mb) + more,
+    )
+    if unknown:
+        seen.caption = '--time-steps 40 trains 40 iterations to know more'
+    return seen

@@ -245,15 +245,18 @@ class Sweep:
         self.say(f'FAILED {trial}: {note}')
         for line in told.get('log', []):
             self.say(f'       | {line}')
-        row = dict(
-            _shared(self.plan, trial), status='failed', note=note, last=0
-        )
         try:
-            ledger.add(
-                self.table, [{**dict.fromkeys(ledger.COLUMNS, ''), **row}]
-            )
+            ledger.add(self.table, [failed_row(self.plan, trial, note)])
         except OSError as error:
             self.say(f'{self.table}: {error}')
+
+
+def failed_row(
+    plan: Plan, trial: Trial, note: str, status: str = 'failed'
+) -> dict[str, Any]:
+    """The row of the ledger of a trial without numbers."""
+    row = dict(_shared(plan, trial), status=status, note=note, last=0)
+    return {**dict.fromkeys(ledger.COLUMNS, ''), **row}
 
 
 def rows_of(plan: Plan, trial: Trial) -> Iterable[Mapping[str, Any]]:

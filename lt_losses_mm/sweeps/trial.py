@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import json
 import os
@@ -141,7 +142,7 @@ def trials_of(plan: Plan, folder: Path) -> tuple[list[Trial], list[str]]:
         PlanError: If a config cannot be read, or a method that a task asks
             for by its name does not fit.
     """
-    builder = _Builder(plan, folder)
+    builder = Builder(plan, folder)
     seeds = {seed: None for task in plan.tasks for seed in plan.seeds_of(task)}
     # Every method has a first run before one has a second.
     for seed, task in itertools.product(seeds, plan.tasks):
@@ -165,7 +166,14 @@ def trials_of(plan: Plan, folder: Path) -> tuple[list[Trial], list[str]]:
     ]
 
 
-class _Builder:
+class Builder:
+    """Makes trials, each once.
+
+    Args:
+        plan: A plan.
+        folder: Of the sweep.
+    """
+
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
         self.folder = folder
@@ -322,10 +330,15 @@ class _Builder:
         return found
 
     def _place_of(self, task: str, method: str, key: str) -> tuple[str, ...]:
+        """Where the plan has an option, see ``Plan.options_of``."""
+        how, name = self.plan.methods[method], method.partition('[')[0]
+        if key in how.searched:
+            return ('search', 'parameters', key)
         if key in self.plan.override(task, method).get('options', {}):
-            return ('tasks', task, 'overrides', method, 'options', key)
-        if key in self.plan.methods[method].options:
-            return ('define', method.partition('[')[0], 'options', key)
+            own = name if how.searched else method
+            return ('tasks', task, 'overrides', own, 'options', key)
+        if key in how.options:
+            return ('define', name, self.plan.kind_of(name, key), key)
         return ('tasks', task, 'options', key)
 
     def _check_losses(
@@ -347,11 +360,51 @@ class _Builder:
                     if 'num_classes' in head:
                         built.set_num_classes(head['num_classes'], task)
                 except (ValueError, TypeError) as error:
+                    self._blame_option(error, loss, head, task, method)
                     self.plan.refuse(
                         keys,
                         method,
                         f'a method that can be built, but: {error}',
                     )
+
+    def _blame_option(
+        self,
+        error: Exception,
+        loss: dict[str, Any],
+        head: dict[str, Any],
+        task: str,
+        method: str,
+    ) -> None:
+        """Refuse the option of the loss that an error is about, if any."""
+        kind = MODELS.get(loss['type'])
+        known = inspect.signature(kind).parameters
+        classes = head.get('num_classes')
+        for key, value in self.plan.options_of(task, method).items():
+            scope, _, name = key.partition('.')
+            if scope != 'loss':
+                continue
+            place = self._place_of(task, method, key)
+            if name not in known:
+                self.plan.refuse(
+                    place,
+                    value,
+                    f'a parameter of {kind.__name__}, which are '
+                    f'{", ".join(known)}',
+                    'name one of them',
+                )
+            if name == 'class_counts' and isinstance(value, list):
+                if classes not in (None, len(value)):
+                    self.plan.refuse(
+                        place,
+                        value,
+                        f'a count for each of the {classes} classes of '
+                        f'{task}, got {len(value)}',
+                        "give all, or 'auto' to count the training data",
+                    )
+            if str(error).startswith(f'{kind.__name__}: {name}='):
+                self.plan.refuse(
+                    place, value, f'what the loss takes, but: {error}'
+                )
 
 
 def _fragment(loss: str) -> dict[str, Any]:
