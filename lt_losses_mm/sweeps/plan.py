@@ -33,7 +33,11 @@ _METHODS = {
 }
 _SEEDS = {
     'type': 'array',
-    'items': {'type': 'integer', 'minimum': 0},
+    'items': {
+        'type': 'integer',
+        'minimum': 0,
+        'description': 'a whole number, 0 or more',
+    },
     'minItems': 1,
     'uniqueItems': True,
     'description': 'a list of different whole numbers, [0, 1, 2]',
@@ -106,7 +110,17 @@ _METHOD = {
         'options': _OPTIONS,
         'hooks': {
             'type': 'array',
-            'items': {'type': 'object', 'required': ['type']},
+            'items': {
+                'type': 'object',
+                'required': ['type'],
+                'properties': {
+                    'type': {
+                        'type': 'string',
+                        'description': 'the name of a hook',
+                    }
+                },
+                'description': 'a dict with "type"',
+            },
             'description': 'a list of dicts with "type", added to '
             'custom_hooks',
         },
@@ -125,7 +139,11 @@ _METHOD = {
         'grid': {
             'type': 'object',
             'minProperties': 1,
-            'additionalProperties': {'type': 'array', 'minItems': 1},
+            'additionalProperties': {
+                'type': 'array',
+                'minItems': 1,
+                'description': 'a list of values',
+            },
             'description': 'config key -> list of values; one method for '
             'each combination',
         },
@@ -209,7 +227,10 @@ SCHEMA = {
                 'properties': {
                     'task': _NAME,
                     'method': _NAME,
-                    'seed': {'type': 'integer'},
+                    'seed': {
+                        'type': 'integer',
+                        'description': 'a whole number',
+                    },
                 },
                 'description': 'a dict of task, method, seed',
             },
@@ -290,7 +311,20 @@ class Plan:
         try:
             self._node = yaml.compose(text, Loader=_Loader)
             content = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            number = mark.line if mark else 0
+            raise PlanError(
+                describe(
+                    'plan',
+                    # A bracket that is open at the end has no line.
+                    ''.join(text.splitlines()[number : number + 1]).strip(),
+                    f'YAML, but: {error.problem or error.context}',
+                    error.note or '',
+                    f'{self.path}:{number + 1}',
+                )
+            ) from None
+        except yaml.YAMLError as error:  # E.g. a control character.
             raise PlanError(
                 describe('plan', str(path), f'YAML, but: {error}')
             ) from None
@@ -324,9 +358,8 @@ class Plan:
                     if name.value == str(key):
                         line, found = name.start_mark.line + 1, value
             elif isinstance(node, yaml.SequenceNode):
-                index = int(key)
-                if index < len(node.value):
-                    found = node.value[index]
+                if isinstance(key, int) and key < len(node.value):
+                    found = node.value[key]
                     line = found.start_mark.line + 1
             if found is None:
                 break
@@ -370,6 +403,8 @@ class Plan:
                 schema['properties'][missing]['description'],
                 f'add the key {missing}',
             )
+        if 'propertyNames' in problem.schema_path:
+            keys = (*keys, problem.instance)
         if problem.validator == 'minProperties':
             expected = 'at least one entry'
         else:
@@ -419,13 +454,14 @@ class Plan:
         return 'grid' if key in grid else 'options'
 
     def _unknown(
-        self, keys: tuple[str | int, ...], value: Any, known: list[str]
+        self, keys: tuple[str | int, ...], value: Any, known: list[Any]
     ) -> NoReturn:
-        close = difflib.get_close_matches(str(value), known, 1)
+        names = list(map(str, known))
+        close = difflib.get_close_matches(str(value), names, 1)
         self.refuse(
             keys,
             value,
-            f'one of {", ".join(known)}',
+            f'one of {", ".join(names)}',
             f'write {close[0]}' if close else '',
         )
 
@@ -507,6 +543,15 @@ class Plan:
                 )
         for name in self.methods:
             self._order(name, ())
+        known: dict[str, list[Any]] = dict(
+            task=list(self.tasks),
+            method=sorted(self.methods),
+            seed=sorted({s for t in self.tasks for s in self.seeds_of(t)}),
+        )
+        for index, rule in enumerate(self.excluded):
+            for key, value in rule.items():
+                if value not in known[key]:
+                    self._unknown(('exclude', index, key), value, known[key])
         if self.search:
             self._check_search()
 
@@ -574,11 +619,15 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if str(key.value) in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f'the key {key.value!r} twice', key.start_mark
+                    None,
+                    None,
+                    f'the key {key.value!r} is there twice',
+                    key.start_mark,
+                    'take one of them out',
                 )
-            seen.add(key.value)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 

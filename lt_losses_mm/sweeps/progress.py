@@ -238,6 +238,11 @@ def dry_run(
         f'{len(missing)} of {len(trials)} trials are to be run; '
         f'{gigabytes(free_mb(trials[0].folder))} of disk are free'
     )
+    if plan.search:
+        console.print(
+            f'`sweep search` tries {plan.search["trials"]} values of '
+            f'{plan.search["method"]} more in each task that takes it'
+        )
     if missing:
         console.print(
             f'The complete config of each is {trials[0].folder.parent}'
@@ -249,7 +254,7 @@ def dry_run(
 def costs_of(missing: list[Trial], costs: Costs) -> Table:
     """Hours and disk of what is to be run, by task, and their sums."""
     seen = Table(title='what it takes, by earlier trials or timed')
-    for name in ('task', 'trials', 'hours', 'disk'):
+    for name in ('task', 'trials', 'time', 'disk'):
         seen.add_column(
             name,
             justify='left' if name == 'task' else 'right',

@@ -264,8 +264,12 @@ class Builder:
                 cfg = plain
             elif not fits(plain, how.loss):
                 if by_name:
+                    base = method.partition('[')[0]
+                    asked = plan.tasks[task].get('methods', [])
                     plan.refuse(
-                        ('tasks', task, 'methods'),
+                        ('tasks', task, 'methods', asked.index(base))
+                        if base in asked
+                        else ('tasks', task, 'methods'),
                         method,
                         f'methods whose loss the head of {name} takes',
                         'see docs/which_loss.md: which head takes which loss',
