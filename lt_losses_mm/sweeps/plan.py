@@ -543,15 +543,15 @@ class Plan:
                 )
         for name in self.methods:
             self._order(name, ())
-        known: dict[str, list[Any]] = dict(
+        there: dict[str, list[Any]] = dict(
             task=list(self.tasks),
             method=sorted(self.methods),
             seed=sorted({s for t in self.tasks for s in self.seeds_of(t)}),
         )
         for index, rule in enumerate(self.excluded):
             for key, value in rule.items():
-                if value not in known[key]:
-                    self._unknown(('exclude', index, key), value, known[key])
+                if value not in there[key]:
+                    self._unknown(('exclude', index, key), value, there[key])
         if self.search:
             self._check_search()
 

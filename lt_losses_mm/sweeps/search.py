@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ from .trial import Builder, Trial
 STARTUP = 5
 
 
+@dataclass(eq=False)
 class Point:
     """Values that a study tries, and their trials.
 
@@ -38,13 +40,13 @@ class Point:
         tried: The trial of Optuna.
         method: Name in the plan.
         trials: One a seed.
+        reported: Last step that Optuna knows the value of, or -1.
     """
 
-    def __init__(self, tried: Any, method: str, trials: list[Trial]) -> None:
-        self.tried = tried
-        self.method = method
-        self.trials = trials
-        self.reported = -1
+    tried: Any
+    method: str
+    trials: list[Trial]
+    reported: int
 
 
 class Search(Sweep):
@@ -77,6 +79,11 @@ class Search(Sweep):
         super().__init__(plan, [], table, say, retries, retry_failed)
         self.optuna = _optuna()
         self.retry_failed = retry_failed
+        self.pruned = {
+            row['trial']
+            for row in ledger.read(table)
+            if row['status'] == 'pruned'
+        }
         self.builder = Builder(plan, folder)
         self.studies: dict[str, Any] = {}
         self.points: dict[str, list[Point]] = {}
@@ -148,7 +155,9 @@ class Search(Sweep):
             else:
                 # The search was killed meanwhile.
                 self._add(
-                    task, self.optuna.trial.Trial(study, tried._trial_id)
+                    task,
+                    self.optuna.trial.Trial(study, tried._trial_id),
+                    tried.last_step or -1,
                 )
 
     def _point(self, values: Mapping[str, Any]) -> str:
@@ -163,7 +172,7 @@ class Search(Sweep):
             }
         )
 
-    def _add(self, task: str, tried: Any) -> None:
+    def _add(self, task: str, tried: Any, reported: int = -1) -> None:
         """Make trials of what a study tries."""
         for key, values in self.plan.search['parameters'].items():
             # It gives what it has given before it was killed.
@@ -172,22 +181,41 @@ class Search(Sweep):
             else:
                 tried.suggest_float(key, **values)
         method = self._point(tried.params)
+        self.methods[task][tried.number] = method
+        before = set(self.builder.trials)
         trials = [
             self.builder.trial(task, method, seed, True)
             for seed in self.plan.seeds_of(task)
         ]
-        self.methods[task][tried.number] = method
-        self.points[task].append(
-            Point(tried, method, [t for t in trials if t is not None])
+        point = Point(
+            tried, method, [t for t in trials if t is not None], reported
         )
-        # With those that they need.
-        for trial in self.builder.trials.values():
-            if trial not in self.trials:
+        self.points[task].append(point)
+        if self._drop(task, point):
+            return
+        # With those that they need; of a list, a value may come again.
+        for place, trial in self.builder.trials.items():
+            if place not in before:
                 self.trials.append(trial)
-                if not self.retry_failed and (
-                    (trial.folder / worker.FAILED).exists()
-                ):
+                failed = (trial.folder / worker.FAILED).exists()
+                if failed and not self.retry_failed:
                     self.given_up.add(trial.key)
+
+    def _drop(self, task: str, point: Point) -> bool:
+        """Tell Optuna of a point that was pruned, now or earlier."""
+        keys = {trial.key for trial in point.trials}
+        if not keys & self.pruned:
+            return False
+        self.studies[task].tell(
+            point.tried, state=self.optuna.trial.TrialState.PRUNED
+        )
+        self.points[task].remove(point)
+        self.trials = [
+            trial
+            for trial in self.trials
+            if trial.key not in keys or trial.key in self.recorded
+        ]
+        return True
 
     def _next(self) -> None:
         """Choose a point, if a training can be started and none waits."""
@@ -280,11 +308,9 @@ class Search(Sweep):
             return  # The next look does it.
         for trial in running:
             self.jobs.pop(trial.key).stop()
-        self.studies[task].tell(
-            point.tried, state=self.optuna.trial.TrialState.PRUNED
-        )
-        self.points[task].remove(point)
-        self.trials = [t for t in self.trials if t not in left]
+        self.pruned |= {trial.key for trial in left}
+        for other in list(self.points[task]):
+            self._drop(task, other)
         self.say(f'pruned {task}/{point.method}: {note[7:]}')
 
     def show_result(self) -> None:
@@ -307,28 +333,27 @@ class Search(Sweep):
                 (one for one in tried if one.number in self.methods[task]),
                 key=lambda one: (
                     not one.state.is_finished(),
-                    one.value is None or one.state.name == 'PRUNED',
+                    one.state.name == 'PRUNED',
                     -(one.value or 0),
                 ),
             )
             for one in ranked:
                 method = self.methods[task][one.number]
                 values = self.plan.methods[method].searched
-                state = one.state.name
-                complete = state == 'COMPLETE'
                 every = [
                     overall.get((task, method, str(seed)))
                     for seed in self.plan.seeds_of(task)
                 ]
                 known = [value for value in every if value is not None]
+                complete = one.state.name == 'COMPLETE' and known
+                note = 'not finished'
+                if one.state.name == 'PRUNED':
+                    note = f'pruned at step {one.last_step}'
                 seen.add_row(
                     *(str(values[key]) for key in keys),
                     f'{one.value:.2f}' if complete else '-',
-                    f'{fmean(known):.2f}' if complete and known else '-',
-                    dict(
-                        COMPLETE='',
-                        PRUNED=f'pruned at step {one.last_step}',
-                    ).get(state, 'not finished'),
+                    f'{fmean(known):.2f}' if complete else '-',
+                    '' if complete else note,
                 )
             console.print(seen)
             done = [one for one in ranked if one.state.name == 'COMPLETE']

@@ -165,13 +165,18 @@ def _time(trial: Trial, executor: Executor, steps: int) -> Cost:
     folder = trial.folder.parent.parent / 'timing' / trial.folder.name
     shutil.rmtree(folder, ignore_errors=True)
     cfg = copy.deepcopy(trial.cfg)
-    hooks = cfg.setdefault('default_hooks', {})
-    hooks.logger = dict(
-        hooks.get('logger') or dict(type='LoggerHook'), interval=1
-    )
-    # With the optimizer, as those of the trial.
-    hooks.checkpoint = dict(
-        type='CheckpointHook', by_epoch=False, interval=steps, save_last=False
+    hooks = cfg.get('default_hooks') or {}
+    logger = hooks.get('logger') or dict(type='LoggerHook')
+    cfg.default_hooks = dict(
+        hooks,
+        logger=dict(logger, interval=1),
+        # With the optimizer, as those of the trial.
+        checkpoint=dict(
+            type='CheckpointHook',
+            by_epoch=False,
+            interval=steps,
+            save_last=False,
+        ),
     )
     scratch = replace(trial, folder=folder, cfg=cfg)
     scratch.prepare({}, [])

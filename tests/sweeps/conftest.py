@@ -47,7 +47,8 @@ for epoch in range(first + 1, 4):
     time.sleep(pause)
     loss = float('nan') if behaviour == 'nan' else 1 / epoch
     say(loss=loss, iter=10 * epoch, step=10 * epoch, memory=7)
-    print(f'Epoch(train) [{epoch}][10/10] eta: 0:00:0{3 - epoch} loss: {loss}')
+    print(f'Epoch(train) [{epoch}][10/10] eta: 0:00:0{3 - epoch} loss: {loss}',
+          flush=True)
     if behaviour == 'crash' and epoch == 2:
         sys.exit('RuntimeError: out of luck')
     for old in here.glob('epoch_*.pth'):

@@ -80,7 +80,7 @@ MISTAKES = {
     'unknown key': (
         'seeds:',
         'seed:',
-        "2: seed=[0, 1], expected one of the keys name, seeds,",
+        '2: seed=[0, 1], expected one of the keys name, seeds,',
         'Fix: write seeds.',
     ),
     'unknown key of a task': (

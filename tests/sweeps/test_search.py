@@ -33,9 +33,7 @@ def hill(toy):
     assert 'few = base / 2' in text
     lines = '; '.join(CURVE.strip().splitlines())
     stub.write_text(text.replace('few = base / 2', lines))
-    toy.plan.write_text(
-        toy.plan.read_text().replace('[0, 1]', '[0]') + SEARCH
-    )
+    toy.plan.write_text(toy.plan.read_text().replace('[0, 1]', '[0]') + SEARCH)
     return toy
 
 
@@ -122,9 +120,7 @@ def test_killed_and_resumed(hill):
 
 
 def search_process(toy):
-    return toy.start(
-        'search', str(toy.plan), '--only', 'first', '--jobs', '1'
-    )
+    return toy.start('search', str(toy.plan), '--only', 'first', '--jobs', '1')
 
 
 def test_seeds_and_lists(hill):
@@ -137,8 +133,10 @@ def test_seeds_and_lists(hill):
     assert status == 0, said
     for task in ('first', 'second'):
         assert set(tried(hill, task)) <= {0.1, 0.5}
-    keys = {(r['task'], r['method'], r['seed'], r['status'])
-            for r in ledger.read(hill.ledger)}
+    keys = {
+        (r['task'], r['method'], r['seed'], r['status'])
+        for r in ledger.read(hill.ledger)
+    }
     assert len(hill.started()) == len(keys)
     assert said.count('In a plan, at tasks.') == 2
 
