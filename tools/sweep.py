@@ -200,6 +200,13 @@ def chosen(
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.time_steps is not None and not (
+        args.dry_run and args.time_steps > 0
+    ):
+        raise ValueError(
+            f'--time-steps {args.time_steps}: expected a number above 0, and '
+            '--dry-run beside it'
+        )
     plan, trials, left_out = read(args)
     if args.dry_run:
         if args.time_steps:

@@ -358,6 +358,12 @@ class Search(Sweep):
             console.print(seen)
             done = [one for one in ranked if one.state.name == 'COMPLETE']
             if done:
+                seeds = len(self.plan.seeds_of(task))
+                console.print(
+                    f'The best of {len(tried)}, {seeds} run(s) each, looks '
+                    'better than it is: train it with other seeds.',
+                    soft_wrap=True,
+                )
                 method = self.methods[task][done[0].number]
                 console.print(
                     *self._to_paste(task, method),

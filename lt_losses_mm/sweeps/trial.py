@@ -151,6 +151,15 @@ def trials_of(plan: Plan, folder: Path) -> tuple[list[Trial], list[str]]:
             if not plan.excludes(task, method, seed):
                 builder.trial(task, method, seed, by_name)
     trials = list(builder.trials.values())
+    if not trials:
+        plan.refuse(
+            ('methods',),
+            sorted(
+                {m for task in plan.tasks for m in plan.methods_of(task)[0]}
+            ),
+            'a method that a task takes and no rule excludes',
+            'see docs/which_loss.md: which head takes which loss',
+        )
     most = plan.budget.get('trials')
     if most is not None and len(trials) > most:
         plan.refuse(

@@ -58,7 +58,8 @@ for epoch in range(first + 1, 4):
     time.sleep(pause)
     if behaviour != 'silent':
         few = base / 2
-        say(**{'accuracy/all': base + epoch, 'accuracy/few': few, 'step': epoch})
+        values = {'accuracy/all': base + epoch, 'accuracy/few': few}
+        say(**values, step=epoch)
 print('ended')
 """
 # Stands in for tools/test.py: what the checkpoint's training had, plus one.

@@ -323,6 +323,18 @@ MISTAKES = {
         "9: exclude.0.method='highr', expected one of",
         'Fix: write higher.',
     ),
+    'nothing left': (
+        'define:',
+        'exclude: [{task: first}]\ndefine:',
+        '3: methods=[',
+        'expected a method that a task takes and no rule excludes',
+    ),
+    'hook without a type': (
+        'plain: {}',
+        'plain: {hooks: [{tau: 1}]}',
+        '10: define.plain.hooks.0.type=None, expected the name of a hook',
+        'Fix: add the key type.',
+    ),
     'GPUs that are no number': (
         'baseline: plain',
         'gpus: all',
@@ -508,6 +520,22 @@ def test_a_search_that_the_plan_has_not(folder, monkeypatch):
     )
     with pytest.raises(SystemExit, match='search=None, expected method, par'):
         tool.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'path',
+    sorted((ROOT / 'benchmarks' / 'sweeps').glob('*.yaml')),
+    ids=lambda path: path.stem,
+)
+def test_committed_plans_need_no_data(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(path, losses())
+    trials, _ = trials_of(plan, tmp_path)
+    for task in plan.tasks:
+        own = {trial.method for trial in trials if trial.task == task}
+        assert plan.baseline_of(task) in own
+        assert len(own) > 1
 
 
 class TestWhatIsMade:

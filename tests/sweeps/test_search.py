@@ -9,6 +9,7 @@ import pytest
 
 from lt_losses_mm.sweeps import ledger
 
+pytest.importorskip('optuna')
 pytestmark = pytest.mark.slow
 
 # A known function of the config, with its best at lr = 0.6; the tail is what
@@ -77,6 +78,9 @@ def test_the_best_is_found(hill):
 
 
 def test_worse_than_the_median_is_pruned(hill):
+    values = '[0.0, 0.2, 0.5, 0.55, 0.6, 0.65, 0.9, 1.0]'
+    text = hill.plan.read_text().replace('{low: 0.0, high: 1.0}', values)
+    hill.plan.write_text(text.replace('trials: 8', 'trials: 14'))
     # Long enough to be looked at between two evaluations.
     hill.config.write_text(hill.config.read_text().replace('0.05', '0.4'))
     status, said = search(hill, '--only', 'first', '--jobs', '1')
@@ -93,6 +97,9 @@ def test_worse_than_the_median_is_pruned(hill):
         assert f'pruned first/{row["method"]}: at step {step}' in said
         (folder,) = hill.folder.glob(f'work_dirs/toy/trials/*-{row["trial"]}')
         assert not (folder / 'epoch_3.pth').exists()
+    # A value that comes again is not trained again, pruned or not.
+    assert len(hill.started()) == len(set(hill.started())) < 14
+    assert 'not finished' not in said
 
 
 def test_killed_and_resumed(hill):
