@@ -220,7 +220,7 @@ def dry_run(
         trial.write_config()
     matrix = Table(title=f'{plan.name}: seeds to run')
     tasks = list(dict.fromkeys(trial.task for trial in trials))
-    matrix.add_column('method', overflow='fold')
+    matrix.add_column('method', no_wrap=True)
     for task in tasks:
         matrix.add_column(task, justify='right', overflow='fold')
     for method in dict.fromkeys(trial.method for trial in trials):
@@ -289,6 +289,10 @@ def costs_of(missing: list[Trial], costs: Costs) -> Table:
         in_words(total.seconds / 3600) + more,
         gigabytes(total.disk_mb) + more,
     )
+    notes = []
+    if costs.timed:
+        notes.append('What was timed is without its evaluations.')
     if unknown:
-        seen.caption = '--time-steps 40 trains 40 iterations to know more'
+        notes.append('--time-steps 40 trains 40 iterations to know more.')
+    seen.caption = ' '.join(notes)
     return seen

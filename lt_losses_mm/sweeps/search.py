@@ -112,12 +112,16 @@ class Search(Sweep):
     def look(self, final: bool = False) -> None:
         """Take in what has ended, and choose what comes next."""
         super().look(final)
+        self._settle()
+        # A value of a list may come again, and is finished at once.
+        while not final and self._next():
+            self._settle()
+
+    def _settle(self) -> None:
         for task in self.points:
             for point in list(self.points[task]):
                 if not self._finished(task, point):
                     self._prune(task, point)
-        if not final:
-            self._next()
 
     def _open(self, task: str, folder: Path) -> None:
         """Load the study of a task, or make one."""
@@ -193,7 +197,7 @@ class Search(Sweep):
         self.points[task].append(point)
         if self._drop(task, point):
             return
-        # With those that they need; of a list, a value may come again.
+        # With those that they need, and none twice.
         for place, trial in self.builder.trials.items():
             if place not in before:
                 self.trials.append(trial)
@@ -217,7 +221,7 @@ class Search(Sweep):
         ]
         return True
 
-    def _next(self) -> None:
+    def _next(self) -> bool:
         """Choose a point, if a training can be started and none waits."""
         open_ = {
             task: study
@@ -226,12 +230,12 @@ class Search(Sweep):
             < self.plan.search['trials']
         }
         if not open_ or self.executor is None or self.ready():
-            return
+            return False
         task = min(
             open_, key=lambda t: len(open_[t].get_trials(deepcopy=False))
         )
         if not self.executor.room_for(self.plan.tasks[task].get('gpus', 0)):
-            return
+            return False
         study = open_[task]
         number = len(study.get_trials(deepcopy=False))
         # By its number: a search that goes on draws what it would have drawn.
@@ -240,6 +244,7 @@ class Search(Sweep):
             seed=int(origin.digest(task, str(number)), 16) % 2**32,
         )
         self._add(task, study.ask())
+        return True
 
     def _finished(self, task: str, point: Point) -> bool:
         """Tell Optuna of a point whose trials are all in the ledger."""
