@@ -43,6 +43,7 @@ _SETTINGS = {
     'axes.spines.top': False,
     'axes.spines.right': False,
     'axes.linewidth': 0.8,
+    'axes.labelpad': 6,
     'font.size': 10,
     'lines.linewidth': 1.5,
     'lines.markersize': 5,

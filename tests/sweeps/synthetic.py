@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
-import pytest
 
 from lt_losses_mm.sweeps.ledger import COLUMNS, SCHEMA
 
@@ -171,7 +171,7 @@ LOSSES = (
 )
 
 
-@pytest.fixture(scope='session')
+@functools.lru_cache(maxsize=None)
 def four_tasks() -> list[dict[str, str]]:
     """Four tasks, twelve methods, three seeds, and what a report warns of."""
     rows = list(
@@ -212,7 +212,7 @@ def four_tasks() -> list[dict[str, str]]:
     return rows
 
 
-@pytest.fixture(scope='session')
+@functools.lru_cache(maxsize=None)
 def hostile() -> list[dict[str, str]]:
     """As many classes as LVIS has, sixty trials, names that attack."""
     classes = [*HOSTILE, *(f'class {i}' for i in range(1203 - len(HOSTILE)))]
