@@ -66,7 +66,7 @@ class Style(NamedTuple):
 
 def styles(methods: Sequence[str], baselines: set[str]) -> dict[str, Style]:
     """One style a method, the same in all pictures of a report."""
-    found = {}
+    found: dict[str, Style] = {}
     for method in methods:
         if method in baselines:
             n = sum(m in baselines for m in found)
@@ -156,7 +156,9 @@ def _for_a_page(svg: str, number: str, title: str, describe: str) -> str:
         return ElementTree.tostring(root, encoding='unicode')
     root.set('role', 'img')
     root.set('aria-labelledby', f'{number}-t {number}-d')
-    for place, (tag, text) in enumerate((('title', title), ('desc', describe))):
+    for place, (tag, text) in enumerate(
+        (('title', title), ('desc', describe))
+    ):
         element = ElementTree.Element(tag, {'id': f'{number}-{tag[0]}'})
         element.text = plain(text, 10_000)
         root.insert(place, element)

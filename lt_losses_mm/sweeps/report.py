@@ -24,7 +24,7 @@ TEMPLATES = Path(__file__).with_name('templates')
 # More cells than this are a page that a browser scrolls slowly; then the
 # table of classes has the baseline and the best method alone.
 MOST_CELLS = 60_000
-NONE = '–'
+NONE = '\u2013'
 # Reasons as they fit into a table; the summary has them in full.
 SHORT = {
     'fewer than five runs': 'n < 5',
@@ -178,8 +178,8 @@ def number(value: float, digits: int = 1, sign: bool = False) -> str:
     """A number to read, with a true minus; a dash for none.
 
     Example:
-        >>> number(4.26, sign=True), number(float('nan'))
-        ('+4.3', '–')
+        >>> number(4.26, sign=True), number(1234.5, 0)
+        ('+4.3', '1,234')
     """
     if math.isnan(value):
         return NONE
@@ -319,7 +319,8 @@ def _across_in_words(over: comparison.Across) -> dict[str, list[str]]:
     elif not decided:
         decided.append(
             f'Undecided: no difference over {most} tasks reaches 5\u00a0% '
-            f'after Holm’s correction for {plural(len(counted), "method")}.'
+            'after Holm\u2019s correction for '
+            f'{plural(len(counted), "method")}.'
         )
     if over.tasks:
         ranked.append(
@@ -359,7 +360,7 @@ def _across_tables(over: comparison.Across) -> list[Table]:
         'across',
         'All methods across tasks. Gain: difference to the baseline of the '
         'task in percent of its value, mean over the tasks with 95 % '
-        'interval. p: Wilcoxon’s signed ranks of the gains, Holm.',
+        'interval. p: Wilcoxon\u2019s signed ranks of the gains, Holm.',
         [
             'method',
             'verdict',
@@ -390,8 +391,9 @@ def _across_tables(over: comparison.Across) -> list[Table]:
         tables.append(
             Table(
                 'pairs',
-                'All pairs of methods: p of Wilcoxon’s signed ranks over the '
-                f'{len(over.tasks)} tasks of the block, Holm over all pairs.',
+                'All pairs of methods: p of Wilcoxon\u2019s signed ranks over '
+                f'the {len(over.tasks)} tasks of the block, Holm over all '
+                'pairs.',
                 ['method', *names],
                 [
                     [
@@ -421,9 +423,9 @@ def _leaderboard(board: Board, i: int) -> Table:
         f'board{i}',
         f'{task.name} ({task.dataset}): '
         + ', '.join(f'{role} is {task.metric(role)}' for role in roles)
-        + '. Means with Student’s 95 % interval over n runs; Δ: difference '
-        f'to {task.baseline} with Welch’s 95 % interval. p: Holm, over all '
-        'comparisons of the task with five runs a side.',
+        + '. Means with Student\u2019s 95 % interval over n runs; Δ: '
+        f'difference to {task.baseline} with Welch\u2019s 95 % interval. p: '
+        'Holm, over all comparisons of the task with five runs a side.',
         [
             'method',
             'verdict overall',
@@ -731,8 +733,7 @@ def _mixed_steps(name: str, done: Any) -> list[str]:
     if steps.ngroups < 2:
         return []
     told = [
-        f'step {number(step, 0)} for '
-        f'{joined(dict.fromkeys(methods), 40)}'
+        f'step {number(step, 0)} for {joined(dict.fromkeys(methods), 40)}'
         for step, methods in steps
     ]
     return [f'{name}: the last evaluations differ: {"; ".join(told)}.']
@@ -792,8 +793,10 @@ def _summary(boards: list[Board]) -> str:
         for method in board.order:
             claim = board.claims.get((method, 'overall'))
             verdict = (
-                'baseline' if method == task.baseline
-                else UNDECIDED if claim is None
+                'baseline'
+                if method == task.baseline
+                else UNDECIDED
+                if claim is None
                 else claim.verdict
             )
             lines.append(

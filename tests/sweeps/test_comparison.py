@@ -89,7 +89,9 @@ def test_holm_by_hand_and_by_statsmodels() -> None:
     )
     multitest = pytest.importorskip('statsmodels.stats.multitest')
     p = np.random.default_rng(0).random(20) ** 3
-    assert holm(p) == pytest.approx(multitest.multipletests(p, method='holm')[1])
+    assert holm(p) == pytest.approx(
+        multitest.multipletests(p, method='holm')[1]
+    )
     assert holm([]) == []
 
 
@@ -161,7 +163,7 @@ def table(values: np.ndarray) -> dict[str, dict[str, float]]:
 
 def over(values: np.ndarray) -> object:
     tasks = table(values)
-    return across(tasks, tasks, {t: 'm0' for t in tasks})
+    return across(tasks, tasks, dict.fromkeys(tasks, 'm0'))
 
 
 def test_five_tasks_decide_nothing() -> None:

@@ -20,10 +20,15 @@ from lt_losses_mm.sweeps.results import needed, read
 def test_values_by_method_role_and_seed() -> None:
     rows = [
         *runs({'ce': [1, 2, 3], 'bs': [4, 5]}, baseline='ce'),
-        row(method='bs', seed=1, role='tail', metric='accuracy/few', value=9),
-        # An earlier evaluation, and a value that no role has.
-        row(method='bs', seed=1, step=10, last=0, value=100),
-        row(method='bs', seed=1, role='', metric='accuracy/ece', value=0.1),
+        *(
+            row(method='bs', seed=1, baseline='ce', **values)
+            for values in (
+                dict(role='tail', metric='accuracy/few', value=9),
+                # An earlier evaluation, and a value that no role has.
+                dict(step=10, last=0, value=100),
+                dict(role='', metric='accuracy/ece', value=0.1),
+            )
+        ),
     ]
     (task,) = read(rows).tasks
     assert task.baseline == 'ce'
@@ -102,7 +107,9 @@ def test_classes_are_in_the_order_of_their_counts() -> None:
         for name, value in values.items()
     ]
     rows.append(
-        row(role='class', label='rare', method='bs', seed=1, value=2, metric='')
+        row(
+            role='class', label='rare', method='bs', seed=1, value=2, metric=''
+        )
     )
     (task,) = read(rows).tasks
     assert list(task.counts().index) == ['often', 'rare']
@@ -111,7 +118,9 @@ def test_classes_are_in_the_order_of_their_counts() -> None:
 
 def test_curves_have_the_steps_of_all_runs() -> None:
     rows = [
-        row(role='loss', metric='loss', seed=seed, step=step, value=step + seed)
+        row(
+            role='loss', metric='loss', seed=seed, step=step, value=step + seed
+        )
         for seed, steps in ((0, (1, 2, 3)), (1, (1, 2)))
         for step in steps
     ]
@@ -122,7 +131,12 @@ def test_curves_have_the_steps_of_all_runs() -> None:
 
 def test_gradient_ratios_are_of_the_first_loss() -> None:
     rows = [
-        row(role='', step=7, metric=f'statistics/{name}/ratio_tail', value=value)
+        row(
+            role='',
+            step=7,
+            metric=f'statistics/{name}/ratio_tail',
+            value=value,
+        )
         for name, value in (('a', 0.5), ('b', 3))
     ]
     (task,) = read(rows).tasks
