@@ -44,8 +44,7 @@ KIND_OF = dict(
     binary_cross_entropy='sigmoid',
 )
 KEY_OF = dict(mmpretrain='loss', mmdet='loss_cls', mmseg='loss_decode')
-# Metrics of this package for own data: overall, head, middle, tail; and the
-# factor that makes percent of them.
+# Metrics of this package for own data: overall, head, middle, tail.
 METRICS = dict(
     mmpretrain='accuracy/all accuracy/many accuracy/medium accuracy/few',
     mmdet='ap/all ap/frequent ap/common ap/rare',
@@ -101,19 +100,25 @@ class Suggestion:
     line: str
 
     def __str__(self) -> str:
+        """One line of an undecided or worse method, all of a better one."""
+        first = (
+            f'{self.method}: {self.verdict}, overall {_points(self.gain)}, '
+            f'tail {_points(self.tail)} over the baseline'
+        )
+        if self.verdict != BETTER:
+            return first
         cost = (
-            f'{number(self.cost, 2)} times the training time'
+            f'{number(self.cost, 2)} times that of the baseline'
             if self.cost == self.cost
-            else 'cost not known'
+            else 'not known'
         )
         return '\n   '.join(
             [
-                f'{self.method}: {self.verdict}; overall '
-                f'{_points(self.gain)}, tail {_points(self.tail)} over the '
-                f'baseline; {cost}',
-                f'interval over {self.spread}',
+                first,
+                f'intervals: over {self.spread}',
                 *(f'from {row}' for row in self.rows),
-                self.line or 'its settings: in the config of its trial',
+                f'time of training: {cost}',
+                f'config: {self.line or "that of its trial"}',
             ]
         )
 
@@ -207,6 +212,12 @@ def recommend(
                 )
     suggestions = _ranked(comparable, host)
     enough = any(s.verdict == BETTER for s in suggestions)
+    if len(suggestions) > 1:
+        reasons.append(
+            'Methods are compared with the baseline, not with each other: '
+            'within a verdict their order is that of the least gain in the '
+            'interval, and no test of it.'
+        )
     plan = ''
     if not enough:
         reasons.append(
@@ -410,6 +421,7 @@ def _plan(
         'tasks:',
         '  own_data:',
         f'    config: {json.dumps(config, ensure_ascii=False)}',
+        '    # those of this package, in percent; the config has to name them',
         '    metrics: {'
         + ', '.join(f'{role}: {name}' for role, name in metrics)
         + '}',

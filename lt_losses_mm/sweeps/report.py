@@ -178,12 +178,14 @@ def number(value: float, digits: int = 1, sign: bool = False) -> str:
     """A number to read, with a true minus; a dash for none.
 
     Example:
-        >>> number(4.26, sign=True), number(1234.5, 0)
-        ('+4.3', '1,234')
+        >>> number(4.26, sign=True), number(1234.5, 0), number(-0.01)
+        ('+4.3', '1,234', '0.0')
     """
     if math.isnan(value):
         return NONE
-    text = f'{value:{"+" if sign else ""},.{digits}f}'
+    # What is rounded to nothing has no sign.
+    value = round(value, digits) or 0.0
+    text = f'{value:{"+" if sign and value else ""},.{digits}f}'
     return text.replace('-', '\u2212')
 
 
@@ -310,7 +312,9 @@ def _across_in_words(over: comparison.Across) -> dict[str, list[str]]:
             decided.append(
                 f'{verdict.capitalize()} over the tasks: {joined(named)}.'
             )
-    if most < comparison.TASKS:
+    if not counted:
+        decided.append('Undecided: there is no method beside the baseline.')
+    elif most < comparison.TASKS:
         decided.append(
             f'Undecided: no method ran in more than {plural(most, "task")}, '
             'and fewer than six cannot reach 5\u00a0% two-sided, however '

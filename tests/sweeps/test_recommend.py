@@ -92,7 +92,11 @@ def test_five_runs_of_comparable_data_recommend() -> None:
         'classification: balanced_softmax (seeds 0, 1, 2, 3 and 4) and '
         'cross_entropy (seeds 0, 1, 2, 3 and 4), better',
     )
-    assert '1. balanced_softmax: better; overall +5.0 (+' in str(found)
+    text = str(found)
+    assert '1. balanced_softmax: better, overall +5.0 (+' in text
+    assert f'config: {first.line}' in text
+    assert 'time of training: 1.00 times that of the baseline' in text
+    assert second.line not in text
 
 
 def test_four_runs_ask_for_a_plan() -> None:
