@@ -147,7 +147,7 @@ def _page(results: Results, boards: list[Board]) -> str:
         counted=_counted(results),
         statements=[(b.task, _statements(b)) for b in boards],
         over=over,
-        over_words=_across_in_words(over),
+        over_words=_across_in_words(over, boards),
         over_tables=_across_tables(over),
         boards=boards,
         leaderboards=[_leaderboard(b, i) for i, b in enumerate(boards)],
@@ -296,7 +296,9 @@ def _across(boards: list[Board]) -> comparison.Across:
     )
 
 
-def _across_in_words(over: comparison.Across) -> dict[str, list[str]]:
+def _across_in_words(
+    over: comparison.Across, boards: list[Board]
+) -> dict[str, list[str]]:
     """What the tasks decide, and what the mean ranks are over."""
     counted = [s for s in over.standings if s.claim is not None]
     most = max((s.tasks for s in counted), default=0)
@@ -340,6 +342,13 @@ def _across_in_words(over: comparison.Across) -> dict[str, list[str]]:
         ranked.append(
             'That all of these are alike has p = '
             f'{_p(over.friedman)} (Friedman).'
+        )
+    sets = {board.task.dataset for board in boards}
+    if len(sets) < len(boards):
+        ranked.append(
+            f'The {plural(len(boards), "task")} share '
+            f'{plural(len(sets), "data set")}, so they agree more easily '
+            'than tasks of other data would.'
         )
     return dict(decided=decided, ranked=ranked)
 

@@ -172,6 +172,7 @@ def test_undecided_is_said(pages) -> None:
     text = Text(pages['four']).text
     assert 'Undecided: no method ran in more than 4 tasks' in text
     assert 'Undecided overall, fewer than five runs:' in text
+    assert 'The 4 tasks share 1 data set, so they agree' in text
     assert re.search(
         r'Better than cross_entropy in the tail: softmax_equalization '
         r'\(\+\d\.\d, \+\d\.\d to \+\d\.\d, 5 runs\)',
