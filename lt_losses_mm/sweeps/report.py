@@ -91,7 +91,7 @@ def write_report(source: Source, html: Path, markdown: Path | None) -> None:
         OSError: If the files cannot be written.
     """
     results = read(source)
-    boards = [_board(task) for task in results.tasks]
+    boards = [board(task) for task in results.tasks]
     texts = {html: _page(results, boards)}
     if markdown is not None:
         texts[markdown] = _summary(boards)
@@ -101,7 +101,8 @@ def write_report(source: Source, html: Path, markdown: Path | None) -> None:
             Path(part).write_text(text, encoding='utf-8')
 
 
-def _board(task: Task) -> Board:
+def board(task: Task) -> Board:
+    """What the report says of a task."""
     claims = comparison.within(
         {
             method: {

@@ -56,8 +56,8 @@ for epoch in range(first + 1, 4):
         file.writestr('data', str(epoch) * 100_000)
     time.sleep(pause)
     if behaviour != 'silent':
-        few = base / 2
-        say(**{'accuracy/all': base + epoch, 'accuracy/few': few, 'step': epoch})
+        found = {'accuracy/all': base + epoch, 'accuracy/few': base / 2}
+        say(**found, step=epoch)
 print('ended')
 """
 # Stands in for tools/test.py: what the checkpoint's training had, plus one.
