@@ -14,7 +14,7 @@ from ..messages import fault, logger
 from ..metrics.base import FrequencyMetric
 from ..priors import ClassCounts, natural_counts
 from ..registry import HOOKS
-from .training_data import check_class_key
+from .training_data import check_class_key, names_of
 
 # What the package lvis reads of each entry, beside what COCO files have.
 _LVIS_FIELDS = dict(
@@ -46,6 +46,8 @@ class MetricSetupHook(Hook):
             if not isinstance(configs, list):
                 configs = [configs] * len(loop.evaluator.metrics)
             for metric, config in zip(loop.evaluator.metrics, configs):
+                if isinstance(metric, FrequencyMetric):
+                    metric.label_names = names_of(loop)
                 _check_names(metric, f'{mode}_dataloader')
                 _check_lvis_fields(metric, config, owner)
 

@@ -114,9 +114,10 @@ class FrequencyGroupAP(FrequencyMetric):
 
         Raises:
             ValueError: If the file has other names than the data set, or
-                has them in another order, in which its labels would differ.
+                has them in another order and it is not known which of both
+                the labels have.
         """
-        names = [str(name) for name in self.dataset_meta['classes']]
+        names = [str(name) for name in self.names() or ()]
         known = self._content['categories']
         if len(known) == len(names) and all(
             same_word(c['name'], name) for c, name in zip(known, names)
@@ -124,7 +125,9 @@ class FrequencyGroupAP(FrequencyMetric):
             return [category['id'] for category in known]
         known = [c for c in known if c['name'] in names]
         found = [category['name'] for category in known]
-        if found != names:
+        if self.label_names and sorted(found) == sorted(names):
+            known.sort(key=lambda category: names.index(category['name']))
+        elif found != names:
             missing = [name for name in names if name not in found]
             raise fault(
                 'ann_file',

@@ -413,6 +413,32 @@ def test_test_data_with_other_labels(make_runner, loader, tmp_path):
         alone.val()
 
 
+@pytest.mark.parametrize('trained_here', [True, False])
+def test_counts_of_a_file_in_a_run_that_only_tests(
+    make_runner, named, tmp_path, trained_here
+):
+    """The file has the order a, c, b, and labels have a, b, c."""
+    make_runner(named).train()
+    path = tmp_path / 'epoch_1.pth'
+    if not trained_here:  # without this package, which saves the names
+        checkpoint = torch.load(path, weights_only=False)
+        del checkpoint['meta']['label_names']
+        torch.save(checkpoint, path)
+    alone = make_runner(
+        named,
+        load_from=str(path),
+        train_dataloader=False,
+        train_cfg=False,
+        optim_wrapper=False,
+        val_evaluator=dict(type='lt_losses_mm.LongTailAccuracy'),
+    )
+    (metric,) = alone.val_loop.evaluator.metrics
+    metric.process = lambda *args: None
+    metric.evaluate = lambda size: {}
+    alone.val()
+    assert metric.class_counts.counts.tolist() == [6, 3, 1]
+
+
 def test_groups_of_a_file_are_joined_by_name(make_runner, named, log):
     evaluator = dict(
         type='lt_losses_mm.LongTailAccuracy',

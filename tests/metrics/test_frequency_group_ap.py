@@ -254,6 +254,16 @@ def test_other_names_than_the_file_has(write, classes, message):
         metric.evaluate(8)
 
 
+def test_another_order_where_the_labels_are_known(write):
+    """MMDetection numbers them as its file does, whatever metainfo says."""
+    data = content()
+    ids = {c['name']: c['id'] for c in data['categories']}
+    metric = build(write(data), classes=CLASSES[::-1])
+    for names in (CLASSES, ('owl', 'cat', 'yak', 'dog')):
+        metric.label_names = names
+        assert metric.category_ids() == [ids[name] for name in names]
+
+
 def test_a_slip_of_the_pen_in_a_long_name(write):
     """LVIS's own file has one; the categories go by position then."""
     data = content()
