@@ -13,12 +13,14 @@ from torch import nn
 
 from ..hosts import HOSTS, MMDET, host_of, is_any
 from ..losses import LongTailLoss
+from ..losses.host_protocol import choose_counts
 from ..messages import fault, listed
 from ..priors import joined
 from ..registry import HOOKS
 from .class_counts import is_training, losses
 from .training_data import (
     balanced_by,
+    names_of,
     names_of_training_data,
     number_of_things,
 )
@@ -46,6 +48,8 @@ class LossSetupHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Look before the host initialises the model."""
+        for name, loss in losses(runner):
+            _choose_counts(runner, loss, _owner(runner, name))
         if not is_training(runner):
             return
         for name, loss in losses(runner):
@@ -54,6 +58,26 @@ class LossSetupHook(Hook):
         for name, loss in losses(runner):
             set_initial_bias(runner, name, loss, _owner(runner, name))
         _warn_of_double_correction(runner)
+
+
+def _choose_counts(
+    runner: Runner, loss: LongTailLoss, head: nn.Module
+) -> None:
+    """Of counts with names of further classes, take those of the data."""
+    counts, expected = loss.known_counts, getattr(head, 'num_classes', None)
+    if (
+        counts is None
+        or not counts.names
+        or expected in (None, counts.num_classes)
+    ):
+        return
+    if is_training(runner):
+        names = names_of_training_data(runner)
+    else:
+        names = names_of(runner._test_loop) or names_of(runner._val_loop)
+    chosen = joined(counts, names, 'the data of this run')
+    if chosen.num_classes == expected:
+        choose_counts(loss, chosen)
 
 
 def _warn_of_double_correction(runner: Runner) -> None:
@@ -211,11 +235,7 @@ def check_head(
     if known is None:
         loss.set_num_classes(expected, kind)
     elif expected != known:
-        counts, stated = loss.class_counts.tolist(), loss.known_counts
-        if stated is not None and stated.names:
-            # Names say more than numbers, if the data have them, too.
-            names = names_of_training_data(runner)
-            joined(stated, names, 'the training data')
+        counts = loss.class_counts.tolist()
         raise fault(
             'class_counts' if counts else 'num_classes',
             counts or known,

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import logging
 import mmap
 import os
 import re
@@ -123,7 +124,7 @@ def same_labels(
         )
         if fatal:
             raise problem
-        _warn_once(str(problem))
+        _say_once(str(problem))
         return
     _warn_of_renamed(names, owner, others, other_owner)
 
@@ -139,7 +140,8 @@ def joined(
         owner: What they are of.
 
     Returns:
-        The counts, re-ordered if their names are the same in another order.
+        The counts, re-ordered if their names are the same in another order;
+        those of these names alone, if there are more.
 
     Raises:
         ValueError: If names are missing, or one class has two labels.
@@ -153,9 +155,12 @@ def joined(
     missing = [n for n, p in zip(names, theirs) if p not in ours]
     further = [n for n, p in zip(counts.names, ours) if p not in theirs]
     moved = _moved(counts.names, names)
-    if len(ours) != len(theirs) or (
-        moved and (missing or len(set(ours)) < len(ours))
-    ):
+    often = Counter(ours)
+    doubled = len(set(theirs)) < len(theirs) or any(
+        often[name] > 1 for name in theirs
+    )
+    chosen = len(ours) > len(theirs)
+    if len(ours) < len(theirs) or ((chosen or moved) and (missing or doubled)):
         raise fault(
             'class_counts',
             counts.source,
@@ -166,13 +171,21 @@ def joined(
             "(class_counts='auto', or `mim run mm-lt-losses "
             'class_statistics CONFIG --out counts.json`)',
         )
-    if moved:
+    if chosen or moved:
         order = [ours.index(name) for name in theirs]
-        logger.warning(
-            f'class_counts={counts.source!r} has its names in another order '
-            f'than {owner}: the counts are joined by name (places in the '
-            f'file / in the data: {moved})'
-        )
+        if chosen:
+            _say_once(
+                f'class_counts={counts.source!r} has {len(ours)} classes, of '
+                f'which {owner} has {len(theirs)}: their counts are taken by '
+                f'name, and {len(further)} are left out ({listed(further)})',
+                logging.INFO,
+            )
+        else:
+            logger.warning(
+                f'class_counts={counts.source!r} has its names in another '
+                f'order than {owner}: the counts are joined by name (places '
+                f'in the file / in the data: {moved})'
+            )
         return dataclasses.replace(
             counts, counts=counts.counts[order], names=names
         )
@@ -242,7 +255,7 @@ def label_names(leaf: Any) -> Names | None:
         )
     if missing or len(found) != len(said):
         return said  # Labels go by position, as in LVIS.
-    _warn_once(
+    _say_once(
         f'{describe_leaf(leaf)}: metainfo.classes has another order than the '
         'labels, which follow the file or folders (places in metainfo.classes'
         f' / labels: {_moved(said, found)}). Counts and their names go by the '
@@ -341,7 +354,7 @@ def _warn_of_spelling(leaf: Any, said: Names | None) -> None:
     ]
     if odd:
         more = f' and {len(odd) - 10} more' if len(odd) > 10 else ''
-        _warn_once(
+        _say_once(
             f'{describe_leaf(leaf)}: objects are left out whose name is '
             f'spelt otherwise than in metainfo.classes: '
             f'{", ".join(odd[:10])}{more}. Fix: one spelling in all files.'
@@ -401,12 +414,12 @@ def _warn_of_renamed(
     ]
     if odd:
         more = f' and {len(odd) - 10} more' if len(odd) > 10 else ''
-        _warn_once(
+        _say_once(
             f'{owner} and {other_owner} give labels different names: '
             f'{", ".join(odd[:10])}{more}. Labels are taken by position.'
         )
 
 
 @functools.lru_cache(maxsize=None)
-def _warn_once(text: str) -> None:
-    logger.warning(text)
+def _say_once(text: str, level: int = logging.WARNING) -> None:
+    logger.log(level, text)

@@ -18,6 +18,7 @@ from lt_losses_mm.priors import (
     joined,
     same_labels,
 )
+from lt_losses_mm.priors import names as names_module
 
 
 class Labels(BaseDataset):
@@ -145,6 +146,21 @@ def test_counts_are_joined_by_name(caplog):
         assert words in told
 
 
+def test_counts_of_further_classes_are_left_out(caplog):
+    caplog.set_level('INFO')
+    names_module._say_once.cache_clear()
+    for _ in range(2):
+        found = joined(COUNTS, ('owl', 'cat'), 'the data')
+        assert found.counts.tolist() == [1, 9]
+        assert found.names == ('owl', 'cat')
+    (told,) = [r.getMessage() for r in caplog.records]
+    for words in ("class_counts='c.json'", "1 are left out ('dog')"):
+        assert words in told
+    # One of a name that is not asked for may be there twice.
+    counts = ClassCounts([9, 5, 1], names=('cat', 'cat', 'owl'))
+    assert joined(counts, ['owl'], 'the data').counts.tolist() == [1]
+
+
 @pytest.mark.parametrize('names', [None, COUNTS.names, list(COUNTS.names)])
 def test_nothing_to_join(names, caplog):
     assert joined(COUNTS, names, 'the data') is COUNTS
@@ -156,7 +172,8 @@ def test_nothing_to_join(names, caplog):
 @pytest.mark.parametrize(
     'names, words',
     [
-        (('cat', 'dog'), ["among them: 'owl'", 'missing: none']),
+        (('cat', 'emu'), ["missing: 'emu'", "among them: 'dog', 'owl'"]),
+        (('cat', 'cat'), ['one count for each of the 2 classes']),
         (('cat', 'dog', 'owl', 'emu'), ["missing: 'emu'"]),
         (('dog', 'owl', 'emu'), ["missing: 'emu'", "among them: 'cat'"]),
     ],
@@ -184,7 +201,7 @@ def test_messages_stay_short():
     names = tuple(f'class {i}' for i in range(5000))
     counts = ClassCounts(np.ones(5000), names=names)
     with pytest.raises(ValueError) as caught:
-        joined(counts, names[1:], 'the data')
+        joined(counts, ('emu', *names[2:]), 'the data')
     assert len(str(caught.value)) < 600
     with pytest.raises(ValueError) as caught:
         same_labels(names, 'x', names[::-1], 'y')
