@@ -21,6 +21,7 @@ import difflib
 import gc
 import hashlib
 import json
+import math
 import os
 import pkgutil
 import re
@@ -673,22 +674,33 @@ def _has_area(
     """Whether mmdet's data sets keep a box; what is unknown, they would."""
     if 'bbox' not in annotation:
         return True
+    area = annotation.get('area')
     try:
         x, y, w, h = annotation['bbox']
+        # In this order a NaN gives no overlap, as there.
+        width = math.inf if width is None else width
+        height = math.inf if height is None else height
+        across = max(0, min(x + w, width) - max(x, 0))
+        down = max(0, min(y + h, height) - max(y, 0))
         return not (
-            w < 1
+            across * down == 0
+            or w < 1
             or h < 1
-            or annotation.get('area', 1) <= 0
-            or (width is not None and (x >= width or x + w <= 0))
-            or (height is not None and (y >= height or y + h <= 0))
+            or (area is not None and area <= 0)
         )
     except (TypeError, ValueError) as error:
+        said = {
+            key: annotation[key]
+            for key in ('id', 'image_id', 'bbox', 'area')
+            if key in annotation
+        }
         raise fault(
             'class_counts',
             source,
-            'bbox=[x, y, width, height] and a number as area, got '
-            f'{reprlib.repr(annotation)}',
-            'correct that annotation',
+            'bbox=[x, y, width, height] and numbers as area, and as width '
+            f'and height of the image, got {reprlib.repr(said)} in an image '
+            f'of {reprlib.repr((width, height))}',
+            'correct that annotation, or remove it',
         ) from error
 
 

@@ -317,6 +317,28 @@ def test_no_coco_file(tmp_path, text):
     assert len(str(raised.value)) < 500 + len(str(path))
 
 
+def test_no_file_at_all(tmp_path):
+    for path in (tmp_path / 'val.json', tmp_path):
+        with pytest.raises(
+            FileNotFoundError, match=f"FrequencyGroupAP: ann_file='{path}'"
+        ):
+            FrequencyGroupAP(str(path))
+
+
+@pytest.mark.parametrize('area', [{}, dict(area=None)])
+def test_boxes_of_unknown_area(write, area):
+    data = content()
+    right = build(write(data))
+    right.process({}, detections(data))
+    expected = right.evaluate(8)
+    for one in data['annotations']:
+        del one['area']
+        one.update(area)
+    metric = build(write(data))
+    metric.process({}, detections(data))
+    assert metric.evaluate(8) == expected
+
+
 def test_unknown_metric(write):
     with pytest.raises(ValueError, match="metric='proposal'"):
         FrequencyGroupAP(write(content()), metric='proposal')
