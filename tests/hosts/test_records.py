@@ -13,6 +13,7 @@ from lt_losses_mm.hosts import HOSTS, MMDET, MMPRETRAIN, MMSEG
 
 SETS = (
     'refused',
+    'listed_losses',
     'passes_probabilities',
     'keeps_quality',
     'focal',
