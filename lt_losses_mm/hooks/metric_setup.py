@@ -48,7 +48,7 @@ class MetricSetupHook(Hook):
             for metric, config in zip(loop.evaluator.metrics, configs):
                 if isinstance(metric, FrequencyMetric):
                     metric.label_names = names_of(loop)
-                _check_names(metric, f'{mode}_dataloader')
+                _check_names_are_there(metric, f'{mode}_dataloader')
                 _check_lvis_fields(metric, config, owner)
 
     def before_train(self, runner: Runner) -> None:
@@ -60,7 +60,7 @@ class MetricSetupHook(Hook):
             _check_key(owner, key, loop)
 
 
-def _check_names(metric: BaseMetric, owner: str) -> None:
+def _check_names_are_there(metric: BaseMetric, owner: str) -> None:
     """Raise if a metric reads class names that the data do not have."""
     meta = metric.dataset_meta
     if not isinstance(meta, Mapping):
