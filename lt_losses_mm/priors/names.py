@@ -22,6 +22,7 @@ from typing import Any, Iterator, Mapping, Sequence, Tuple
 from xml.etree import ElementTree
 
 import numpy as np
+from torch import distributed
 
 from ..messages import fault, listed, logger
 from .counts import ClassCounts
@@ -33,8 +34,9 @@ _read: Any = weakref.WeakSet()  # data sets whose XML files were read
 _CAUSES = dict(
     pixel='masks whose values are no labels (0 and 255, colours), an '
     'ignore_index that is a class, or reduce_zero_label',
-    box='a name in metainfo.classes that the annotations spell otherwise, '
-    'or a filter that takes all its images',
+    other='a name in metainfo.classes that annotations or folders spell '
+    'otherwise, a folder whose files have no suffix that is read, or a filter '
+    'that takes all images of a class',
 )
 
 
@@ -56,7 +58,7 @@ def empty_classes(counts: ClassCounts) -> str | None:
         if counts.ignored
         else ''
     )
-    cause = _CAUSES['pixel' if counts.unit == 'pixel' else 'box']
+    cause = _CAUSES['pixel' if counts.unit == 'pixel' else 'other']
     return (
         f'{len(empty)} of {counts.num_classes} classes have no training '
         f'sample, counted by {counts.unit}{ignored}: {listed(which)}; they '
@@ -332,7 +334,13 @@ def _sizes(most: int) -> Iterator[int]:
 
 
 def _warn_of_spelling(leaf: Any, said: Names | None) -> None:
-    """VOC-like files: mmdet drops objects whose name is no class."""
+    """VOC-like files: mmdet drops objects whose name is no class.
+
+    Nothing but the log depends on it, so the main process alone reads them.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        if distributed.get_rank() != 0:
+            return
     is_voc = hasattr(leaf, '_parse_instance_info')
     if not said or not is_voc or leaf in _read:
         return

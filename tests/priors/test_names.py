@@ -52,6 +52,12 @@ def test_empty_classes_are_told_with_what_was_ignored():
         assert words in told
 
 
+def test_causes_of_empty_classes_fit_folders():
+    told = empty_classes(ClassCounts([5, 0], source='CustomDataset'))
+    for words in ('folders spell otherwise', 'suffix that is read'):
+        assert words in told
+
+
 def test_the_first_ten_are_named():
     names = tuple(f'class{i}' for i in range(1000))
     told = empty_classes(ClassCounts([0] * 999 + [1], names=names))
@@ -306,7 +312,8 @@ def test_metainfo_that_is_a_list(coco):
     assert counts.names == ('cat', 'dog')
 
 
-def test_names_of_voc_in_another_case(tmp_path, caplog):
+@pytest.fixture
+def voc(tmp_path):
     datasets = pytest.importorskip('mmdet.datasets')
     (tmp_path / 'Annotations').mkdir()
     for i, name in enumerate(('dog', 'Dog', 'cat', 'horse')):
@@ -324,10 +331,23 @@ def test_names_of_voc_in_another_case(tmp_path, caplog):
         lazy_init=True,
     )
     dataset.data_prefix = dict(sub_data_root=str(tmp_path))
-    counts = count_dataset(dataset)
-    assert counts.counts.tolist() == [1, 1]
+    return dataset
+
+
+def test_names_of_voc_in_another_case(voc, caplog):
+    assert count_dataset(voc).counts.tolist() == [1, 1]
     (told,) = [w for w in _warnings(caplog) if 'spelt' in w]
     assert "'Dog' (class 'dog')" in told and 'horse' not in told
+
+
+def test_other_ranks_do_not_read_the_files_of_voc(voc, monkeypatch):
+    read = []
+    monkeypatch.setattr(names_module, '_object_names', read.append)
+    distributed = names_module.distributed
+    monkeypatch.setattr(distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(distributed, 'get_rank', lambda: 1)
+    assert class_names(voc) == ('cat', 'dog')
+    assert not read
 
 
 def test_boxes_that_are_ignored_are_a_share(coco):
