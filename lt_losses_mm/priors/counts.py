@@ -503,7 +503,10 @@ def _from_json(content: Any, source: str, unit: str | None) -> ClassCounts:
     if isinstance(content.get('categories'), list):
         return _from_annotations(content, source, unit)
     by_unit, names = content.get('counts'), content.get('names')
-    if not isinstance(names, (list, type(None))):
+    if names is not None and not (
+        isinstance(names, list)
+        and all(isinstance(name, (str, int)) for name in names)
+    ):
         raise fault(
             'class_counts',
             source,
@@ -515,14 +518,17 @@ def _from_json(content: Any, source: str, unit: str | None) -> ClassCounts:
         # Whatever is in it, it is checked where all counts are.
         numbers = np.array(by_unit, dtype=object)
         return ClassCounts(numbers, unit or 'image', names, source)
-    if not isinstance(by_unit, dict) or not by_unit:
+    by_unit = by_unit if isinstance(by_unit, dict) else {}
+    if not by_unit or not by_unit.keys() <= set(UNITS):
+        keys = listed(by_unit or content) or 'none'
         raise fault(
             'class_counts',
             source,
             _SOURCES,
-            f'the JSON has only the keys {listed(content)}'
+            f'the JSON has only the keys {keys}'
             + (' (captions?)' if 'annotations' in content else '')
-            + '; write a list of numbers',
+            + '; write a list of numbers, or {"counts": [...], '
+            '"names": [...]}',
         )
     if content.get('sha256', checksum(by_unit, names)) != checksum(
         by_unit, names
@@ -607,6 +613,16 @@ def _from_annotations(
             f'{source}: the {field} of {len(stale)} of {len(ids)} categories '
             f'is not that of its annotations ({listed(stale)}). The '
             'annotations are counted.'
+        )
+    if content['annotations'] and not counted:
+        raise fault(
+            'class_counts',
+            source,
+            'annotations that count, but all of its '
+            f'{len(content["annotations"])} are crowds, have no area or '
+            'belong to images that are not listed',
+            "compare image_id with the ids of images ('1' is not 1), and look "
+            'at iscrowd and bbox',
         )
     return ClassCounts(count(counted), unit, names, source)
 

@@ -211,10 +211,12 @@ def label_names(leaf: Any) -> Names | None:
             said,
             'a sequence of names, of which a string is none: its characters '
             'would be the classes',
-            f'a comma makes one of it, classes=({said!r},)',
+            f'a comma makes one of it, classes=({said!r},); if it is a file '
+            'of names, correct its path',
             describe_leaf(leaf),
         )
-    said = None if said is None else tuple(map(str, said))
+    # Without a name in it, data sets take all that their file has.
+    said = tuple(map(str, () if said is None else said)) or None
     found = _names_in_file(leaf)
     if said is None or found is None or found == said:
         _warn_of_spelling(leaf, said)
@@ -232,22 +234,32 @@ def label_names(leaf: Any) -> Names | None:
             type(leaf).__name__,
         )
     missing = [name for name in said if name not in found]
+    twice = [name for name, times in Counter(said).items() if times > 1]
+    if twice and len(found) < len(said):
+        raise fault(
+            'metainfo.classes',
+            said,
+            f'each class once, got {listed(twice)} several times, while '
+            f'{type(leaf).__name__} gives a category of its file one label',
+            'remove the second of each name',
+            describe_leaf(leaf),
+        )
     if len(found) < len(said):
         spelt = {
-            str(c.get('name')).lower(): str(c.get('name'))
+            str(c.get('name')).lower(): c.get('name')
             for c in _categories(leaf) or ()
-            if c.get('name') not in said
+            if c.get('name') not in found
         }
         near = [
             spelt[close]
             for name in missing
             for close in difflib.get_close_matches(name.lower(), spelt, 1)
         ]
-        if found == said[: len(found)] and not near:
+        if found and found == said[: len(found)] and not near:
             return said  # The last are missing: no label is shifted.
         raise fault(
             'metainfo.classes',
-            said,
+            leaf.metainfo['classes'],
             f'names of categories of {leaf.ann_file!r}, which lacks '
             f'{listed(missing)}: {type(leaf).__name__} would shift the '
             'labels of all classes after it',
@@ -283,8 +295,11 @@ def _names_in_file(leaf: Any) -> Names | None:
             )
         return tuple(sorted(folders, key=folders.get))
     ids = getattr(leaf, 'cat_ids', None)
-    categories = _categories(leaf) if ids else None
-    if not ids or categories is None:
+    if ids is None:
+        return None
+    # None are left where no category has a name of metainfo.classes.
+    categories = _categories(leaf)
+    if categories is None:
         return None
     names = {c['id']: str(c.get('name', c['id'])) for c in categories}
     return tuple(names[i] for i in ids)

@@ -469,6 +469,10 @@ def test_arrays(tmp_path):
         (b'x' * 10**6, ['line 1']),
         (b'null', ['line 1']),
         (b'[1, null]', ['finite', 'class 1']),
+        (b'{"counts": {"cat": 5}}', ["keys 'cat'", '"names": [...]}']),
+        (b'{}', ['the keys none']),
+        (b'{"counts": 5}', ["keys 'counts'"]),
+        (b'{"counts": [1, 2], "names": [null, null]}', ['a list of names']),
         (b'[[1, 2], [3]]', ['plain numbers']),
         (b'["' + b'x' * 10**6 + b'", 2]', ['plain numbers']),
         (b'[{"a": 1}]', ['plain numbers']),
@@ -519,6 +523,13 @@ def test_arrays(tmp_path):
                 annotations=[dict(image_id=0, category_id=1, bbox=[1, None])]
             ),
             ["'bbox': [1, None]", "'image_id': 0"],
+        ),
+        (
+            _coco(
+                images=[dict(id=0, width=9, height=9)],
+                annotations=[dict(image_id='0', category_id=1)],
+            ),
+            ['images that are not listed', "'1' is not 1"],
         ),
         (
             _coco(

@@ -265,6 +265,28 @@ def test_labels_follow_the_file(coco, caplog):
     assert count_dataset(part).names == ('cat', 'owl')
 
 
+def test_all_names_are_misspelt(coco):
+    """Without a category there are no labels, and every count is zero."""
+    with pytest.raises(ValueError, match=r"lacks 'a', 'b'.*\('A', 'B'\)"):
+        count_dataset(coco(('A', 'B'), ('a', 'b')))
+    with pytest.raises(ValueError, match=r"=\(1, 2\), .*\('1', '2'\)"):
+        count_dataset(coco(('1', '2'), (1, 2)))
+
+
+@pytest.mark.parametrize(
+    'classes', [('cat', 'cat', 'dog'), ['cat', 'dog'] * 2]
+)
+def test_a_name_that_metainfo_has_twice(coco, classes):
+    with pytest.raises(ValueError, match="each class once, got 'cat'"):
+        count_dataset(coco(('cat', 'dog'), classes))
+
+
+def test_no_name_in_metainfo_means_all(coco):
+    counts = count_dataset(coco(('cat', 'dog'), (), (0, 0, 1)))
+    assert counts.counts.tolist() == [2, 1]
+    assert counts.names == ('cat', 'dog')
+
+
 @pytest.mark.parametrize('misspelt', ['tuned', 'Turned'])
 def test_a_name_that_the_file_lacks(coco, misspelt):
     dataset = coco(('slate', 'turned', 'flat'), ('slate', misspelt, 'flat'))
