@@ -122,10 +122,14 @@ def explain_arguments(cls: type) -> None:
     refuse_unknown(cls)
 
 
-def refuse_unknown(cls: type) -> None:
+def refuse_unknown(cls: type, kind: str = 'loss') -> None:
     """Make a constructor name all keys that it does not know, and why.
 
     Its signature stays as it is.
+
+    Args:
+        cls (type): Whose constructor it is.
+        kind (str): What it makes: ``'loss'`` or ``'metric'``.
     """
     if '__init__' not in cls.__dict__:
         return
@@ -139,22 +143,26 @@ def refuse_unknown(cls: type) -> None:
         unknown = [key for key in kwargs if key not in known]
         if unknown:
             left = {key: kwargs[key] for key in unknown}
-            raise TypeError(_unknown(type(self), left, known))
+            raise TypeError(_unknown(type(self), kind, left, known))
         init(self, *args, **kwargs)
 
     setattr(cls, '__init__', checked)  # noqa: B010
 
 
 def _unknown(
-    cls: type, unknown: dict[str, Any], known: Mapping[str, inspect.Parameter]
+    cls: type,
+    kind: str,
+    unknown: dict[str, Any],
+    known: Mapping[str, inspect.Parameter],
 ) -> str:
-    """What to say of keys that a loss does not know."""
+    """What to say of keys that a loss or metric does not know."""
     owner, synonyms = cls.__name__, {}
     for base in reversed(cls.__mro__):
         synonyms.update(SYNONYMS.get(base.__name__, {}))
-    shared = _entries('Args:' + SHARED)
+    shared = _entries('Args:' + SHARED) if kind == 'loss' else {}
+    rest = f' or those of all losses (see help({owner}))' if shared else ''
     own = [
-        f'{name}={p.default!r}'
+        name if p.default is p.empty else f'{name}={p.default!r}'
         for name, p in known.items()
         if name not in shared and name != 'self'
     ]
@@ -175,13 +183,13 @@ def _unknown(
             fixes += [f'{name}, if {key} is a misspelling' for name in near]
     if not set(unknown) <= set(_MISPLACED):
         fixes.append(
-            'add _delete_=True to the dict of the loss, which drops what the '
-            'replaced loss has left'
+            f'add _delete_=True to the dict of the {kind}, which drops what '
+            f'the replaced {kind} has left'
             + (' (repeat there what shall stay)' if meant else '')
         )
     return (
         f'{owner}: unknown keys {listed(unknown)}, expected its own '
-        f'({", ".join(own)}) or those of all losses (see help({owner})). '
+        f'({", ".join(own)}){rest}. '
         f'Fix: {"; ".join(fixes)}.'
     )
 

@@ -9,6 +9,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 from mmengine.evaluator import BaseMetric
 
+from ..losses.arguments import refuse_unknown
 from ..messages import describe, logger
 from ..priors import ClassCounts, joined, load_class_counts
 
@@ -35,6 +36,10 @@ class FrequencyMetric(BaseMetric):
     group_names: tuple[str, ...] = ()
     # Of the labels: metainfo may have another order. MetricSetupHook tells.
     label_names: tuple[str, ...] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_unknown(cls, 'metric')
 
     def __init__(
         self,

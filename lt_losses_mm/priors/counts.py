@@ -271,8 +271,17 @@ def frequency_groups(
             'shot for classification, lvis for LVIS',
         )
     names, default = known[kind]
-    low, high = default if thresholds is None else thresholds
-    if not low <= high:
+    try:
+        low, high = map(float, default if thresholds is None else thresholds)
+        swapped = not low <= high
+    except (TypeError, ValueError):
+        raise fault(
+            'thresholds',
+            thresholds,
+            '(low, high), two numbers',
+            f'write both, as in {default}',
+        ) from None
+    if swapped:
         raise fault(
             'thresholds',
             thresholds,

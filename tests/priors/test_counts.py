@@ -643,6 +643,9 @@ def test_bad_groups():
         frequency_groups([1, 2], 'coco')
     with pytest.raises(ValueError, match='thresholds=.*low <= high'):
         frequency_groups([1, 2], thresholds=(9, 3))
+    for bad in (100, (1, 2, 3), 'ab', (None, 5)):
+        with pytest.raises(ValueError, match='thresholds=.*two numbers.*100'):
+            frequency_groups([1, 2], thresholds=bad)
 
 
 def test_labels_are_positions_in_the_annotation_file(tmp_path):
