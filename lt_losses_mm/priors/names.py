@@ -257,6 +257,15 @@ def label_names(leaf: Any) -> Names | None:
         ]
         if found and found == said[: len(found)] and not near:
             return said  # The last are missing: no label is shifted.
+        if not found and not near:
+            raise fault(
+                'metainfo.classes',
+                leaf.metainfo['classes'],
+                f'names of categories of {leaf.ann_file!r}, which has none of '
+                f'them: {type(leaf).__name__} would leave out all boxes',
+                'write metainfo=dict(classes=(...)) in the data set, with the '
+                f'names of the file ({listed(spelt.values())})',
+            )
         raise fault(
             'metainfo.classes',
             leaf.metainfo['classes'],

@@ -271,6 +271,11 @@ def test_all_names_are_misspelt(coco):
         count_dataset(coco(('A', 'B'), ('a', 'b')))
     with pytest.raises(ValueError, match=r"=\(1, 2\), .*\('1', '2'\)"):
         count_dataset(coco(('1', '2'), (1, 2)))
+    # Such as those of COCO, which are the data set's own.
+    with pytest.raises(
+        ValueError, match=r"none of.*the file \('hen', 'owl'\)"
+    ):
+        count_dataset(coco(('hen', 'owl'), ('person', 'bicycle')))
 
 
 @pytest.mark.parametrize(
