@@ -78,7 +78,9 @@ def _places() -> tuple[Path, Path]:
         'lt_losses_mm',
     )
     user = getattr(os, 'getuid', lambda: 0)()
-    return Path(place), Path(tempfile.gettempdir(), f'lt_losses_mm-{user}')
+    return Path(place).expanduser(), Path(
+        tempfile.gettempdir(), f'lt_losses_mm-{user}'
+    )
 
 
 @functools.lru_cache(maxsize=None)

@@ -33,6 +33,9 @@ def test_order_of_the_places(tmp_path, monkeypatch, caplog):
     assert cache.folder() == tmp_path / 'xdg/lt_losses_mm'
     monkeypatch.setenv('LT_LOSSES_MM_CACHE', str(tmp_path / 'mine'))
     assert cache.folder() == tmp_path / 'mine'
+    # As no shell has expanded it, in a file of variables.
+    monkeypatch.setenv('LT_LOSSES_MM_CACHE', '~/mine')
+    assert cache.folder() == tmp_path / 'home/mine'
     assert cache.folder().is_dir()
     assert not caplog.records
 

@@ -376,6 +376,13 @@ def _warn_of_spelling(leaf: Any, said: Names | None) -> None:
             leaf.get_data_info(index).get('xml_path', '')
         )
     }
+    if used and used.isdisjoint(said):
+        _say_once(
+            f'{describe_leaf(leaf)}: all objects are left out, as none has a '
+            f'name of metainfo.classes. Fix: metainfo=dict(classes=(...)) in '
+            f'the data set, with the names of the files '
+            f'({listed(sorted(used))}).'
+        )
     further = sorted(used.difference(said))
     (plain,) = _plain(said)
     odd = [

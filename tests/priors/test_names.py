@@ -367,6 +367,15 @@ def test_names_of_voc_in_another_case(voc, caplog):
     assert "'Dog' (class 'dog')" in told and 'horse' not in told
 
 
+def test_no_name_of_voc_is_a_class(voc, caplog):
+    """As where somebody's own data have the data set's own names."""
+    voc._metainfo['classes'] = ('aeroplane', 'bicycle')
+    with pytest.raises(ValueError, match='has none'):
+        count_dataset(voc)
+    (told,) = _warnings(caplog)
+    assert "names of the files ('Dog', 'cat', 'dog', 'horse')" in told
+
+
 def test_other_ranks_do_not_read_the_files_of_voc(voc, monkeypatch):
     read = []
     monkeypatch.setattr(names_module, '_object_names', read.append)
