@@ -26,6 +26,7 @@ from _configs import (
     CONFIGS,
     fits,
     leaves,
+    loss_configs,
     losses,
     read_config,
     read_leaf,
@@ -1006,28 +1007,28 @@ def test_broken_configs_fail(environment, call, monkeypatch, tmp_path):
         assert row['error'].startswith(error) and error in out
 
 
-def run(*arguments, cwd, script=SCRIPT):
-    """Run the tool in processes of its own; return its rows."""
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    return list(read(cwd / 'work_dirs/dry_run').values())
+@pytest.fixture(scope='session')
+def doubles(tmp_path_factory):
+    return tmp_path_factory.mktemp('doubles')
 
 
 @pytest.mark.slow
-def test_one_config_of_each_task_by_name(environment, tmp_path):
+def test_one_config_of_each_task_by_name(environment, doubles, tmp_path):
     """As an installed wheel has it: the tools beside the configs."""
     package = tmp_path / 'lt_losses_mm' / '.mim'
     for folder in ('configs', 'tools'):
         shutil.copytree(ROOT / folder, package / folder)
     script = package / 'tools' / 'dry_run.py'
     names = [Path(path).stem for path in DIGITS]
-    rows = run(*names, cwd=tmp_path, script=script)
+    done = subprocess.run(
+        [sys.executable, str(script), *names, '--data-root', str(doubles)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    rows = list(read(tmp_path / 'work_dirs/dry_run').values())
     assert [row['config'] for row in rows] == list(DIGITS)
     metrics = ('accuracy/few=', 'lvis/bbox_APr=', 'iou/tail=')
     for row, metric in zip(rows, metrics):
@@ -1043,7 +1044,30 @@ NAME = re.compile(
     rf'[_-](?P<loss>{LOSSES})(-normed(-mask)?)?'
     r'_((?P<schedule>.+)_)?(?P<data>[^_]+?)(-if\d+)?'
 )
-PARTS = 8
+
+
+@functools.lru_cache(None)
+def every_run():
+    """All leaves with their own loss, and all recipes with others that fit.
+
+    Each with the type of the head that takes the loss.
+    """
+    found, heads = {}, {}
+    with pytest.MonkeyPatch.context() as patch:
+        # MMEngine reads all metafiles of a host again for each of its bases.
+        load = functools.lru_cache(None)(config_utils.load)
+        patch.setattr(config_utils, 'load', load)
+        for path in leaves():
+            leaf = read_leaf(path)
+            if leaf.is_recipe:
+                recipe = read_config(path)
+                heads[path] = loss_configs(recipe)[0][0].type
+                for loss in losses():
+                    if loss != leaf.loss and fits(recipe, loss):
+                        found[path, loss] = heads[path]
+    for path in leaves():
+        found[path, None] = heads[read_leaf(path).recipe]
+    return found
 
 
 def traits(path, loss):
@@ -1053,8 +1077,8 @@ def traits(path, loss):
     folder = path.parent
     kind = path.relative_to(CONFIGS).parts[0]
     if kind == 'detection':
-        # Elsewhere all models hand the loss the same.
-        kind = name['model'].split('_')[0]
+        # Elsewhere all heads hand the loss the same.
+        kind = every_run()[path, loss]
     found = {('loss', kind, loss or read_leaf(path).loss)}
     if loss is None:
         found |= {
@@ -1065,40 +1089,30 @@ def traits(path, loss):
 
 
 @functools.lru_cache(None)
-def every_run():
-    """All leaves with their own loss, and all recipes with others that fit."""
-    found = [(path, None) for path in leaves()]
-    with pytest.MonkeyPatch.context() as patch:
-        # MMEngine reads all metafiles of a host again for each of its bases.
-        load = functools.lru_cache(None)(config_utils.load)
-        patch.setattr(config_utils, 'load', load)
-        for path in leaves():
-            leaf = read_leaf(path)
-            if leaf.is_recipe:
-                recipe = read_config(path)
-                found += [
-                    (path, loss)
-                    for loss in losses()
-                    if loss != leaf.loss and fits(recipe, loss)
-                ]
-    return found
-
-
 def runs_of_ci():
-    """A third of all leaves, and recipes, that have the traits of all runs.
+    """Leaves, and recipes with other losses, that have all traits of all runs.
 
     Whichever shows most of what was not shown yet comes next; among equals
-    a leaf comes before a recipe with another loss.
+    a leaf comes before a recipe with another loss, and a small model before
+    a large one.
     """
-    missing = set().union(*(traits(*run) for run in every_run()))
-    chosen, left = [], every_run().copy()
+    shown = {run: traits(*run) for run in every_run()}
+    missing = set().union(*shown.values())
+    left = sorted(
+        shown,
+        key=lambda run: (
+            run[1] is not None,
+            'digits' not in run[0].stem,
+            'r101' in run[0].stem,
+            str(run),
+        ),
+    )
+    chosen = []
     while missing:
-        chosen.append(max(left, key=lambda x: len(traits(*x) & missing)))
+        chosen.append(max(left, key=lambda run: len(shown[run] & missing)))
         left.remove(chosen[-1])
-        missing -= traits(*chosen[-1])
-    own = sum(loss is None for _, loss in chosen)
-    chosen += left[: max(0, math.ceil(len(leaves()) / 3) - own)]
-    return sorted(chosen, key=str)
+        missing -= shown[chosen[-1]]
+    return chosen
 
 
 def test_the_runs_of_ci_are_a_choice():
@@ -1106,45 +1120,36 @@ def test_the_runs_of_ci_are_a_choice():
     pytest.importorskip('mmseg')
     chosen = runs_of_ci()
     assert len(set(chosen)) == len(chosen)
-    own = [path for path, loss in chosen if loss is None]
-    assert len(own) >= len(leaves()) / 3
     assert {loss for _, loss in chosen if loss} <= set(losses())
-    # As long as it was with one leaf for each loss.
-    assert len(chosen) <= 130
+    assert {path.parent for path in leaves()} == {p.parent for p, _ in chosen}
+    # What takes most of the time of CI.
+    assert len(chosen) <= 100
 
 
-@pytest.fixture(scope='session')
-def doubles(tmp_path_factory):
-    return tmp_path_factory.mktemp('doubles')
-
-
-def part_of_ci(part):
-    """A half of the parts has leaves of all folders, the other few losses."""
-    chosen, half = runs_of_ci(), PARTS // 2
-    own = [run for run in chosen if run[1] is None]
-    others = sorted((run for run in chosen if run[1]), key=lambda x: x[1])
-    if part < half:
-        return own[part::half]
-    ends = [len(others) * (part - half + i) // half for i in (0, 1)]
-    return others[slice(*ends)]
-
-
-def test_the_parts_of_ci_are_all_of_it():
-    pytest.importorskip('mmdet')
-    pytest.importorskip('mmseg')
-    parts = [run for part in range(PARTS) for run in part_of_ci(part)]
-    assert sorted(parts, key=str) == runs_of_ci()
+def part_of_ci(path):
+    """Classifiers, segmentors, or the folder of a detector."""
+    path = path.relative_to(CONFIGS)
+    kind = path.parts[0]
+    return path.parent.as_posix() if kind == 'detection' else kind
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('part', range(PARTS))
-def test_the_runs_of_ci(environment, part, doubles, tmp_path):
+@pytest.mark.parametrize('part', sorted({part_of_ci(p) for p in leaves()}))
+def test_the_runs_of_ci(
+    environment, call, doubles, monkeypatch, tmp_path, part
+):
     """In parts, for the processes of the tests to share them."""
-    chosen = part_of_ci(part)
-    for loss in dict.fromkeys(loss for _, loss in chosen):
-        paths = [path for path, other in chosen if other == loss]
-        more = [] if loss is None else ['--losses', loss]
-        rows = run(*paths, '--data-root', doubles, *more, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    chosen = [run for run in runs_of_ci() if part_of_ci(run[0]) == part]
+    own = [path for path, loss in chosen if loss is None]
+    calls = [own] if own else []
+    for recipe in dict.fromkeys(path for path, loss in chosen if loss):
+        others = [loss for path, loss in chosen if path == recipe and loss]
+        calls.append([recipe, '--losses', *others])
+    for arguments in calls:
+        # One step before resuming, and one after it.
+        code, out = call(*arguments, '--data-root', doubles, '--steps', 1)
+        assert code == 0, out
     # The table has those of all calls.
-    assert len(rows) == len(chosen)
-    assert all(row['status'] == 'pass' for row in rows)
+    assert len(read()) == len(chosen)
+    assert all(row['status'] == 'pass' for row in read().values())
