@@ -32,6 +32,7 @@ class Page(NamedTuple):
         tasks: Those that are shown, or none for all.
         methods: Those that are shown, or none for all.
         published: Method -> figure with its source, in a column of its own.
+        roles: Which values are shown.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Page(NamedTuple):
     tasks: Collection[str] = ()
     methods: Collection[str] = ()
     published: dict[str, str] = {}
+    roles: Collection[str] = ROLES
 
 
 PAGES = (
@@ -47,6 +49,7 @@ PAGES = (
         'embedded',
         ('classification', 'detection', 'segmentation'),
         ('cross_entropy', 'balanced_softmax'),
+        roles=('overall', 'tail'),
     ),
     Page('docs/digits.md', 'embedded'),
     Page('docs/cifar100_lt.md', 'cifar100_lt', published=CIFAR),
@@ -55,7 +58,7 @@ PAGES = (
 
 def table(page: Page) -> list[list[str]]:
     """Header and rows, one a task and method."""
-    header = ['task', 'method', 'runs', *ROLES, 'overall, against baseline']
+    header = ['task', 'method', 'runs', *page.roles, 'overall, against baseline']
     if page.published:
         header.append('published, 200 epochs')
     rows = [header]
@@ -72,7 +75,7 @@ def table(page: Page) -> list[list[str]]:
 def row(shown: Board, method: str, page: Page) -> list[str]:
     """The cells of a method."""
     task = shown.task
-    values = {role: task.values(method, role) for role in ROLES}
+    values = {role: task.values(method, role) for role in page.roles}
     claim = shown.claims.get((method, 'overall'))
     cells = [
         f'{task.name.replace("_", " ")} ({task.metric()})',
