@@ -58,7 +58,8 @@ PAGES = (
 
 def table(page: Page) -> list[list[str]]:
     """Header and rows, one a task and method."""
-    header = ['task', 'method', 'runs', *page.roles, 'overall, against baseline']
+    verdict = 'overall, against baseline'
+    header = ['task', 'method', 'runs', *page.roles, verdict]
     if page.published:
         header.append('published, 200 epochs')
     rows = [header]
