@@ -280,7 +280,7 @@ def make_report(args: argparse.Namespace) -> int:
 
 def advise(args: argparse.Namespace) -> int:
     # It builds the data set, which other commands need no host for.
-    from class_statistics import from_config, heads
+    from class_statistics import from_config, heads_of_config
 
     parser = argparse.ArgumentParser('sweep recommend')
     known = dict(split='train', unit=None, groups=None, loss=None)
@@ -289,7 +289,7 @@ def advise(args: argparse.Namespace) -> int:
     )
     counts, *_ = from_config(parser, full)
     cfg = read_config(args.config)
-    found = next(heads(cfg), None)
+    found = next(heads_of_config(cfg), None)
     if found is None:
         raise ValueError(
             f'{args.config}: expected a head with a classification loss'
