@@ -265,12 +265,27 @@ def shared(
         raise fault('class_weight', class_weight, 'None', fix, owner)
 
 
-def same_classes(owner: str, known: int, said: int, said_by: str) -> None:
+def same_classes(loss: Any, known: int, said: int, said_by: str) -> None:
     """A loss and whoever tells it its number of classes agree.
+
+    Args:
+        loss (LongTailLoss): Asked.
+        known (int): What it has.
+        said (int): What it is told.
+        said_by (str): Who says so.
 
     Raises:
         ValueError: They do not.
     """
+    owner = type(loss).__name__
+    if known != said and loss.class_counts.numel():
+        raise fault(
+            'class_counts',
+            f'{known} counts',
+            f'{said}, as many classes as {said_by} says',
+            "give one count a class, or class_counts='auto'",
+            owner,
+        )
     if known != said:
         raise fault(
             'num_classes',

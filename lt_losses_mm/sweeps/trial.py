@@ -345,13 +345,17 @@ class _Builder:
                 try:
                     built = MODELS.build(copy.deepcopy(loss))
                     if 'num_classes' in head:
-                        built.set_num_classes(head['num_classes'], task)
+                        built.set_num_classes(
+                            head['num_classes'], f'the {head["type"]}'
+                        )
                 except (ValueError, TypeError) as error:
-                    self.plan.refuse(
-                        keys,
-                        method,
-                        f'a method that can be built, but: {error}',
-                    )
+                    name = method.partition('[')[0]
+                    place = self.plan.where('define', name)
+                    if not self.plan.has('define', name):
+                        place = self.plan.where(*keys)
+                    raise PlanError(
+                        f'{place}: {task}/{method}: {error}'
+                    ) from error
 
 
 def _fragment(loss: str) -> dict[str, Any]:
