@@ -395,7 +395,8 @@ def _safe(name: str) -> str:
 
 def command_of(plan: Plan, trial: Trial) -> str:
     """What runs this one trial again."""
+    tool = ['python', 'tools/sweep.py']
+    if TOOLS.parent.name == '.mim':
+        tool = ['mim', 'run', 'mm-lt-losses', 'sweep']
     path = os.path.relpath(plan.path)
-    return shlex.join(
-        ['python', 'tools/sweep.py', 'run', path, '--only', str(trial)]
-    )
+    return shlex.join([*tool, 'run', path, '--only', str(trial)])

@@ -376,7 +376,9 @@ def test_roi_heads_take_counts_of_further_classes():
     assert loss.get_cls_channels(3) == 4
     choose_counts(loss, ClassCounts([6, 3, 1], names=tuple('abc')))
     assert (loss.num_classes, loss.class_counts.tolist()) == (3, [6, 3, 1])
-    with pytest.raises(ValueError, match='num_classes=4, expected 3'):
+    with pytest.raises(
+        ValueError, match="class_counts='4 counts', expected 3"
+    ):
         BalancedSoftmaxLoss(class_counts=[1, 9, 6, 3]).get_cls_channels(3)
 
 
