@@ -35,7 +35,7 @@ class BuildWithMim(build_py):
     """
 
     def run(self) -> None:
-        """Copy configs, Python tools and the model index."""
+        """Copy configs, Python tools, sweeps and the model index."""
         super().run()
         if self.editable_mode:
             return
@@ -48,6 +48,7 @@ class BuildWithMim(build_py):
         (mim / 'tools').mkdir()
         for tool in (ROOT / 'tools').glob('*.py'):
             shutil.copy2(tool, mim / 'tools')
+        shutil.copytree(ROOT / 'benchmarks/sweeps', mim / 'benchmarks/sweeps')
         shutil.copy2(ROOT / 'model-index.yml', mim)
 
 

@@ -19,13 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from accuracy import METHODS, Run, read_config
-from ledger import ROOT, append, commit, cpu, versions
+from ledger import ROOT, append
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from tqdm import tqdm
 
 from lt_losses_mm import commit_statistics
 from lt_losses_mm.losses import LongTailLoss
+from lt_losses_mm.sweeps.origin import commit, versions
+from lt_losses_mm.sweeps.worker import cpu
 
 BASELINE = 'cross_entropy'
 CLASSES = 40  # of the embedded benchmark

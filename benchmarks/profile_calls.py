@@ -22,12 +22,14 @@ from typing import Any, Iterator
 
 import numpy as np
 import torch
-from ledger import ROOT, append, commit, cpu, read_ledger, versions
+from ledger import ROOT, append, read_ledger
 from speed import SHAPES, Shape, Work, like_a_training
 from torch import Tensor
 from tqdm import tqdm
 
 from lt_losses_mm.kernels.engines import native
+from lt_losses_mm.sweeps.origin import commit, versions
+from lt_losses_mm.sweeps.worker import cpu
 
 COMMAND = 'python benchmarks/profile_calls.py'
 PROFILED = dict(

@@ -28,12 +28,14 @@ from typing import Callable, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ledger import ROOT, append, commit, cpu, read_ledger, versions
+from ledger import ROOT, append, read_ledger
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lt_losses_mm.kernels import use_engine
 from lt_losses_mm.losses import LOSSES, LongTailLoss, SigmoidLoss
+from lt_losses_mm.sweeps.origin import commit, versions
+from lt_losses_mm.sweeps.worker import cpu
 
 CE, BCE = 'cross_entropy', 'binary_cross_entropy_with_logits'
 

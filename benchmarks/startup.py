@@ -40,8 +40,11 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 import numpy as np
-from ledger import ROOT, append, commit, cpu, read_ledger, versions
+from ledger import ROOT, append, read_ledger
 from tqdm import tqdm
+
+from lt_losses_mm.sweeps.origin import commit, versions
+from lt_losses_mm.sweeps.worker import cpu
 
 HOSTS = ('mmdet', 'mmpretrain', 'mmseg')
 LVIS_IMAGES = 100_170

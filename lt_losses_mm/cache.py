@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
 import stat
@@ -23,14 +25,15 @@ def folder() -> Path:
     ``$LT_LOSSES_MM_CACHE``, else ``lt_losses_mm`` below ``$XDG_CACHE_HOME``
     or ``~/.cache``. Code is loaded from it: where it cannot be written, or
     others can write it, a line of the log says so, and it is a folder of the
-    system's temporary ones that nobody else can open.
+    system's temporary ones that nobody else can open; where that has been
+    planted, one that goes when the process ends.
     """
     place, spare = _places()
     problem = _problem_to_write(place)
     if not problem:
         return place
     if _problem_to_write(spare, spare=True):
-        spare = Path(tempfile.mkdtemp(prefix='lt_losses_mm-'))
+        spare = _of_this_process(spare.parent)
     logger.warning(
         describe(
             VARIABLE,
@@ -75,7 +78,23 @@ def _places() -> tuple[Path, Path]:
         'lt_losses_mm',
     )
     user = getattr(os, 'getuid', lambda: 0)()
-    return Path(place), Path(tempfile.gettempdir(), f'lt_losses_mm-{user}')
+    return Path(place).expanduser(), Path(
+        tempfile.gettempdir(), f'lt_losses_mm-{user}'
+    )
+
+
+@functools.lru_cache(maxsize=None)
+def _of_this_process(parent: Path) -> Path:
+    """A new folder in another, which goes when the process ends."""
+    made = Path(tempfile.mkdtemp(prefix='lt_losses_mm-', dir=parent))
+    process = os.getpid()
+
+    @atexit.register
+    def remove() -> None:
+        if os.getpid() == process:  # and no fork of it
+            shutil.rmtree(made, ignore_errors=True)
+
+    return made
 
 
 def _problem_to_write(path: Path, spare: bool = False) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,9 @@ def test_order_of_the_places(tmp_path, monkeypatch, caplog):
     assert cache.folder() == tmp_path / 'xdg/lt_losses_mm'
     monkeypatch.setenv('LT_LOSSES_MM_CACHE', str(tmp_path / 'mine'))
     assert cache.folder() == tmp_path / 'mine'
+    # As no shell has expanded it, in a file of variables.
+    monkeypatch.setenv('LT_LOSSES_MM_CACHE', '~/mine')
+    assert cache.folder() == tmp_path / 'home/mine'
     assert cache.folder().is_dir()
     assert not caplog.records
 
@@ -106,6 +111,32 @@ def test_a_spare_folder_that_others_could_have_made(
     assert list(cache.find('code')) == []
     assert 'code is not used, because others could have' in caplog.text
     assert reason in caplog.text
+    assert cache.folder() == folder
+
+
+@needs_users
+def test_a_planted_spare_folder_leaves_nothing_behind(tmp_path):
+    planted = spare(tmp_path)
+    planted.mkdir()
+    planted.chmod(0o777)
+    text = (
+        'import os, sys\n'
+        'from lt_losses_mm import cache\n'
+        'folder = cache.folder()\n'
+        'if not os.fork(): sys.exit()\n'
+        'os.wait()\n'
+        'assert cache.folder() == folder and folder.is_dir()\n'
+        'print(folder)'
+    )
+    home = dict(HOME=str(tmp_path / 'home'), TMPDIR=str(planted.parent))
+    done = subprocess.run(
+        [sys.executable, '-c', text],
+        env={**os.environ, **home},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split()[-1].startswith(f'{planted.parent}{os.sep}')
+    assert list(planted.parent.iterdir()) == [planted]
 
 
 @needs_users

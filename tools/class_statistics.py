@@ -220,7 +220,7 @@ def from_config(
         sampler = DATA_SAMPLERS.build(
             loader.sampler, default_args=dict(dataset=dataset, seed=0)
         )
-    found = list(heads(cfg))
+    found = list(heads_of_config(cfg))
     classes = None
     if not class_names(dataset):
         # Lists of files carry no names; the heads know how many.
@@ -281,7 +281,7 @@ class Head(NamedTuple):
     num_classes: int | None
 
 
-def heads(cfg: Config) -> Iterator[Head]:
+def heads_of_config(cfg: Config) -> Iterator[Head]:
     """The heads of a config, the main one first."""
     for part in walk(cfg.get('model') or {}):
         kind = str(part.get('type')).split('.')[-1]

@@ -16,10 +16,12 @@ LT_LOSS does: --all --losses all are all recipes with all losses that fit.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
 import math
+import multiprocessing
 import numbers
 import os
 import re
@@ -30,14 +32,21 @@ import sys
 import threading
 import time
 import traceback
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, TextIO
 
 import torch
 from _doubles import DOUBLES, MARKER, make_double
-from _launch import build_runner, load_config, set_mmpretrain_dataloaders
+from _launch import (
+    HOSTS,
+    build_runner,
+    load_config,
+    set_mmpretrain_dataloaders,
+)
 from _own_data import make_own_data, walk
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -70,13 +79,12 @@ BATCH_SIZE = 2
 EVALUATED_BATCHES = 1
 # Regions of an image that the second stage of a detector is trained on, that
 # it takes from the first stage, and that it predicts: with 300 masks of each
-# of 1203 classes a cascade needs 15 GB.
-REGIONS = 64
+# of 1203 classes a cascade needs 15 GB. Also the queries of DETR-like models,
+# which choose them among the pixels of the feature maps: there have to be
+# more of those.
+REGIONS = 16
 # Pixels. The largest short side of a pipeline becomes this one.
-SHORT_SIDE = 128
-# DETR-like models choose their queries among the pixels of the feature maps:
-# there have to be more of them than queries.
-SHORT_SIDE_WITH_QUERIES = 320
+SHORT_SIDE = 64
 SIZES = ('scale', 'scales', 'img_scale', 'crop_size', 'size', 'stride')
 # In the folder of a run.
 STAND_INS = 'data'
@@ -134,11 +142,13 @@ def main() -> None:
         default=1,
         help='configs at a time (default: %(default)s)',
     )
-    parser.add_argument('--result', help=argparse.SUPPRESS)
+    # What the processes of the tool tell each other.
+    for option in ('--serve', '--result'):
+        parser.add_argument(option, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.result is not None:
-        threading.Thread(target=end_with_the_parent, daemon=True).start()
-        sys.exit(child(parser, args))
+    if args.serve is not None:
+        serve(parser, args.serve)
+        return
 
     runs = chosen(parser, args)
     for option in ('steps', 'jobs'):
@@ -150,14 +160,23 @@ def main() -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
 
     table = Results(work_dir / 'results.csv')
+    # As many as threads, hence one is free whenever a thread is.
+    servers = [Server() for _ in range(args.jobs)]
+
+    def run(path: Path, loss: str | None) -> dict[str, str]:
+        server = servers.pop()
+        row = dry_run(path, loss, args, table, server)
+        servers.append(server)
+        return row
+
     with ThreadPool(args.jobs) as pool:
-        rows = pool.imap_unordered(
-            lambda run: dry_run(*run, args, table), runs
-        )
+        rows = pool.imap_unordered(lambda one: run(*one), runs)
         passed = 0
         for number, row in enumerate(rows, 1):
             passed += row['status'] == 'pass'
             print(f'[{number}/{len(runs)}] {describe(row)}', flush=True)
+    for server in servers:
+        server.end()
     print(f'{passed} of {len(runs)} pass, see {table.path}')
     sys.exit(int(passed < len(runs)))
 
@@ -269,6 +288,7 @@ def dry_run(
     loss: str | None,
     args: argparse.Namespace,
     table: Results,
+    server: Server,
 ) -> dict[str, str]:
     """Run one config in a process of its own, unless it has passed."""
     name = str(path)
@@ -302,28 +322,15 @@ def dry_run(
     else:
         result = run_dir / 'result.json'
         command = (
-            *(sys.executable, __file__, path, '--result', result),
+            *(path, '--result', result),
             *('--data-root', data_root, '--work-dir', run_dir),
             *('--steps', args.steps),
         )
-        # The CPU, also where there is a GPU; the loss of the environment is
-        # not that of all configs.
-        environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': ''}
-        environment.pop(VARIABLE, None)
-        if loss is not None:
-            environment[VARIABLE] = loss
         start = time.time()
         with log.open('w', encoding='utf-8') as file:
-            process = subprocess.Popen(
-                list(map(str, command)),
-                env=environment,
-                # Never written to: see end_with_the_parent.
-                stdin=subprocess.PIPE,
-                stdout=file,
-                stderr=subprocess.STDOUT,
+            code = server.run(
+                cfg.get('default_scope'), file, loss, list(map(str, command))
             )
-            with process:
-                code = process.wait()
         row['seconds'] = f'{time.time() - start:.1f}'
         if result.is_file():
             row.update(json.loads(result.read_text(encoding='utf-8')))
@@ -335,6 +342,90 @@ def dry_run(
         row['error'] += f' (see {log})'
     table.add(row)
     return row
+
+
+class Server:
+    """A process with a host imported, forked for each config.
+
+    To import torch and a host takes longer than many a config. The configs of
+    another host get another one: what is imported already would hide that a
+    config lacks an import.
+    """
+
+    def __init__(self) -> None:
+        self.scope: str | None = None
+        self.process: subprocess.Popen | None = None
+
+    def run(
+        self, scope: str | None, log: TextIO, loss: str | None, command: list
+    ) -> int:
+        """Run the tool with these arguments; return the exit code."""
+        if self.process is None or scope != self.scope:
+            self.end()
+            # The CPU, also where there is a GPU; the loss of the environment
+            # is not that of all configs.
+            environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': ''}
+            environment.pop(VARIABLE, None)
+            self.scope = scope
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, '--serve', str(scope)],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        try:
+            print(
+                json.dumps([log.name, loss, command]),
+                file=self.process.stdin,
+                flush=True,
+            )
+            return int(self.process.stdout.readline())
+        except (BrokenPipeError, ValueError):
+            return self.end()
+
+    def end(self) -> int:
+        """End the process, if there is one; return its exit code."""
+        if self.process is None:
+            return 0
+        process, self.process = self.process, None
+        # Closes the pipes, and waits.
+        with process, contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        return process.returncode
+
+
+def serve(parser: argparse.ArgumentParser, scope: str) -> None:
+    """Run what standard input says, each line in a fork of this process."""
+    # What imports print is no answer.
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+    if scope in HOSTS and find_spec(scope) is not None:
+        utils = import_module(f'{scope}.utils')
+        utils.register_all_modules(init_default_scope=False)
+    fork = multiprocessing.get_context('fork')
+    for line in sys.stdin:
+        process = fork.Process(target=forked, args=(parser, *json.loads(line)))
+        process.start()
+        process.join()
+        print(process.exitcode, file=answers, flush=True)
+
+
+def forked(
+    parser: argparse.ArgumentParser,
+    log: str,
+    loss: str | None,
+    command: list[str],
+) -> None:
+    """Run one config, and write what it prints to the log."""
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if loss is not None:
+        os.environ[VARIABLE] = loss
+    sys.exit(child(parser, parser.parse_args(command)))
 
 
 def digest(cfg: Config, steps: int, data_root: str | None) -> str:
@@ -405,7 +496,8 @@ def end_with_the_parent() -> None:
     """End this process when the one that started it ends, however it does.
 
     It would go on in a folder that the next call deletes. Standard input is
-    a pipe that only the parent holds open.
+    a pipe that only the first process holds open, and that has nothing more
+    to say before this one has ended.
     """
     os.read(0, 1)
     os._exit(1)
@@ -525,10 +617,9 @@ def shrink_images(cfg: Config) -> list[str]:
         return size
 
     visit(note)
-    short = SHORT_SIDE_WITH_QUERIES if 'num_queries' in model else SHORT_SIDE
-    if max(found, default=0) <= short:
+    if max(found, default=0) <= SHORT_SIDE:
         return []
-    factor = short / max(found)
+    factor = SHORT_SIDE / max(found)
     visit(lambda size: tuple(max(1, round(v * factor)) for v in size))
     return [f'image sizes are {factor:.2g} of what they were']
 
@@ -536,18 +627,26 @@ def shrink_images(cfg: Config) -> list[str]:
 def shrink_regions(cfg: Config) -> list[str]:
     """Limit the regions of interest, of which a mask head makes much work."""
     before = set()
-    for part in walk([cfg.model.get('train_cfg'), cfg.model.get('test_cfg')]):
+    model = cfg.model
+    places = [
+        (part.get(key), name)
+        for part in walk([model.get('train_cfg'), model.get('test_cfg')])
         for key, name in (
             ('sampler', 'num'),
             ('rpn_proposal', 'max_per_img'),
             ('rpn', 'max_per_img'),
             ('rcnn', 'max_per_img'),
-        ):
-            if isinstance(part.get(key), dict):
-                number = part[key].get(name, 0)
-                if number > REGIONS:
-                    before.add(number)
-                    part[key][name] = REGIONS
+        )
+    ]
+    if 'num_queries' in model:
+        places += [
+            (model, 'num_queries'),
+            (model.get('test_cfg'), 'max_per_img'),
+        ]
+    for part, name in places:
+        if isinstance(part, dict) and part.get(name, 0) > REGIONS:
+            before.add(part[name])
+            part[name] = REGIONS
     if not before:
         return []
     numbers = ' or '.join(map(str, sorted(before)))

@@ -5,7 +5,8 @@
     python tools/sweep.py run PLAN.yaml --dry-run  what would be run
     python tools/sweep.py status PLAN.yaml         from another shell
     python tools/sweep.py search PLAN.yaml         good values of a loss
-    python tools/sweep.py report PLAN.yaml
+    python tools/sweep.py report LEDGER
+    python tools/sweep.py recommend CONFIG         which loss for this one
     python tools/sweep.py merge LEDGER... --out LEDGER
 
 From an installed package: `mim run mm-lt-losses sweep run PLAN.yaml`. What a
@@ -20,7 +21,9 @@ import sys
 from pathlib import Path
 from typing import Callable
 
-from lt_losses_mm.recipes import losses
+from mmengine.config import DictAction
+
+from lt_losses_mm.recipes import CONFIGS, losses, read_config
 from lt_losses_mm.sweeps import ledger
 from lt_losses_mm.sweeps.executors import (
     Executor,
@@ -30,10 +33,16 @@ from lt_losses_mm.sweeps.executors import (
 )
 from lt_losses_mm.sweeps.plan import Plan
 from lt_losses_mm.sweeps.progress import Lines, dry_run, status
+from lt_losses_mm.sweeps.recommend import recommend
+from lt_losses_mm.sweeps.report import write_report
 from lt_losses_mm.sweeps.search import Search, points_named
 from lt_losses_mm.sweeps.sweep import Sweep, SweepError
 from lt_losses_mm.sweeps.timing import check_disk, time_tasks
 from lt_losses_mm.sweeps.trial import Trial, trials_of
+
+# Of a clone, or of a wheel.
+SWEEPS = CONFIGS.parent / 'benchmarks' / 'sweeps'
+LEDGER = SWEEPS / 'embedded.csv.gz'
 
 
 def main() -> int:
@@ -49,6 +58,10 @@ def main() -> int:
         )
     )
     add_status(commands.add_parser('status', help='what runs, what is done'))
+    add_report(commands.add_parser('report', help='one page of a ledger'))
+    add_recommend(
+        commands.add_parser('recommend', help='which loss for a config')
+    )
     add_merge(commands.add_parser('merge', help='join ledgers'))
     args = parser.parse_args()
     try:
@@ -152,6 +165,39 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
 def add_status(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(call=show_status)
     add_plan(parser)
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(call=make_report)
+    add = parser.add_argument
+    add('ledger', type=Path, metavar='LEDGER')
+    add(
+        '--out',
+        type=Path,
+        metavar='FILE.html',
+        help='default: report.html beside the ledger; report.md goes with it',
+    )
+
+
+def add_recommend(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(call=advise)
+    add = parser.add_argument
+    add('config', help='config file of any host, with its data in place')
+    add(
+        '--ledger',
+        type=Path,
+        default=LEDGER,
+        metavar='FILE',
+        help='default: that of this package, of its embedded benchmark',
+    )
+    add(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override config values',
+    )
 
 
 def add_merge(parser: argparse.ArgumentParser) -> None:
@@ -268,6 +314,12 @@ def execute(
         with Lines() as lines:
             sweep = make(lines.say)
             outcome = sweep.run(executor(args), lines.show)
+    if outcome.done:
+        page = args.folder / 'report.html'
+        write_report(args.ledger, page, page.with_suffix('.md'))
+        if not isinstance(sweep, Search):
+            print(page.with_suffix('.md').read_text('utf-8'))
+        print(f'report: {page}')
     if isinstance(sweep, Search):
         sweep.show_result()
     print(f'ledger: {args.ledger}')
@@ -304,6 +356,34 @@ def parse(option: str) -> tuple[str, object]:
 def show_status(args: argparse.Namespace) -> int:
     plan, trials, _ = read(args)
     status(plan, trials, args.ledger)
+    return 0
+
+
+def make_report(args: argparse.Namespace) -> int:
+    page = args.out or args.ledger.with_name('report.html')
+    write_report(args.ledger, page, page.with_suffix('.md'))
+    print(f'report: {page}')
+    return 0
+
+
+def advise(args: argparse.Namespace) -> int:
+    # It builds the data set, which other commands need no host for.
+    from class_statistics import from_config, heads_of_config
+
+    parser = argparse.ArgumentParser('sweep recommend')
+    known = dict(split='train', unit=None, groups=None, loss=None)
+    full = argparse.Namespace(
+        work_dir=None, launcher='none', local_rank=0, **vars(args), **known
+    )
+    counts, *_ = from_config(parser, full)
+    cfg = read_config(args.config)
+    found = next(heads_of_config(cfg), None)
+    if found is None:
+        raise ValueError(
+            f'{args.config}: expected a head with a classification loss'
+        )
+    host = cfg.get('default_scope', 'mmengine')
+    print(recommend(counts, host, found, args.ledger, args.config))
     return 0
 
 

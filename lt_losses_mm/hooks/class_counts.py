@@ -135,13 +135,18 @@ class ClassCountsHook(Hook):
                 metric.ignore_index = evaluated_label(runner.model)
             counts, names = metric.class_counts, names_of(loop)
             if isinstance(counts, str):
-                counts = self._natural_counts(runner, metric.count_unit)
+                counts = self._natural_counts(runner, metric.count_unit, names)
                 same_labels(counts.names, _TRAINING, names, _EVALUATED)
             if counts is not None:
                 metric.set_class_counts(joined(counts, names, _EVALUATED))
                 metric.names_are_compared = True
 
-    def _natural_counts(self, runner: Runner, unit: str | None) -> ClassCounts:
+    def _natural_counts(
+        self,
+        runner: Runner,
+        unit: str | None,
+        evaluated: tuple[str, ...] | None = None,
+    ) -> ClassCounts:
         try:
             ignored = evaluated_label(runner.model)
             return _count(runner, unit, as_drawn=False, ignore_index=ignored)
@@ -159,6 +164,11 @@ class ClassCountsHook(Hook):
                         f'counts of {name} in the checkpoint, which are those '
                         'of the training data as they were sampled.'
                     )
+                    if loss.known_counts and not loss.auto_counts:
+                        # In the order of their file: nothing was trained.
+                        return joined(
+                            loss.known_counts, names or evaluated, _TRAINING
+                        )
                     return ClassCounts(
                         loss.class_counts.double().cpu().numpy(),
                         unit,

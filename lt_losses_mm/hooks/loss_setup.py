@@ -13,12 +13,15 @@ from torch import nn
 
 from ..hosts import HOSTS, MMDET, host_of, is_any
 from ..losses import LongTailLoss
+from ..losses.background import read_background
+from ..losses.host_protocol import choose_counts
 from ..messages import fault, listed
 from ..priors import joined
 from ..registry import HOOKS
 from .class_counts import is_training, losses
 from .training_data import (
     balanced_by,
+    names_of,
     names_of_training_data,
     number_of_things,
 )
@@ -46,6 +49,8 @@ class LossSetupHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Look before the host initialises the model."""
+        for name, loss in losses(runner):
+            _choose_counts(runner, loss, _owner(runner, name))
         if not is_training(runner):
             return
         for name, loss in losses(runner):
@@ -54,6 +59,26 @@ class LossSetupHook(Hook):
         for name, loss in losses(runner):
             set_initial_bias(runner, name, loss, _owner(runner, name))
         _warn_of_double_correction(runner)
+
+
+def _choose_counts(
+    runner: Runner, loss: LongTailLoss, head: nn.Module
+) -> None:
+    """Of counts with names of further classes, take those of the data."""
+    counts, expected = loss.known_counts, getattr(head, 'num_classes', None)
+    if (
+        counts is None
+        or not counts.names
+        or expected in (None, counts.num_classes)
+    ):
+        return
+    if is_training(runner):
+        names = names_of_training_data(runner)
+    else:
+        names = names_of(runner._test_loop) or names_of(runner._val_loop)
+    chosen = joined(counts, names, 'the data of this run')
+    if chosen.num_classes == expected:
+        choose_counts(loss, chosen)
 
 
 def _warn_of_double_correction(runner: Runner) -> None:
@@ -129,6 +154,23 @@ def check_head(
         reasons.append(f'{kind} {MMDET.refused["RPNHead"]}')
     if attribute in host.other_losses:
         reasons.insert(0, f'it {host.other_losses[attribute]}')
+    for of_list, tells in host.listed_losses.items():
+        if is_any(head, {of_list}):
+            place = name.rpartition('.')[2]
+            if not place.isdigit() or len(getattr(head, attribute)) < len(
+                tells
+            ):
+                raise fault(
+                    attribute,
+                    type(loss).__name__,
+                    f'a list of {len(tells)} losses, which {kind} calls by '
+                    'their place',
+                    f'write a list, as the config of {of_list} has it',
+                    name,
+                )
+            if tells[int(place)]:
+                reasons.append(f'it {tells[int(place)]}')
+                attribute = f'{attribute}[{place}]'
     if reasons:
         raise fault(
             'type',
@@ -211,11 +253,7 @@ def check_head(
     if known is None:
         loss.set_num_classes(expected, kind)
     elif expected != known:
-        counts, stated = loss.class_counts.tolist(), loss.known_counts
-        if stated is not None and stated.names:
-            # Names say more than numbers, if the data have them, too.
-            names = names_of_training_data(runner)
-            joined(stated, names, 'the training data')
+        counts = loss.class_counts.tolist()
         raise fault(
             'class_counts' if counts else 'num_classes',
             counts or known,
@@ -226,6 +264,40 @@ def check_head(
         )
     if not loss.class_counts.numel():
         _check_number(runner, name, expected, kind)
+    _check_columns(name, loss, head)
+
+
+def _check_columns(name: str, loss: LongTailLoss, head: Any) -> None:
+    """Refuse a classifier that has its columns without asking the loss."""
+    host, classes = host_of(head), loss.num_classes
+    layer = getattr(head, host.last_layer, None)
+    columns = getattr(layer, 'out_features', None)
+    if (
+        not host.has_background
+        or columns is None
+        or columns in loss.columns(classes)
+    ):
+        return
+    fits = []
+    for policy in loss.background_policies:
+        if isinstance(policy, str):
+            other = read_background(
+                name, loss.background_family, loss.background_policies, policy
+            )
+            other.in_roi_head = loss.background.in_roi_head
+            if columns in other.columns(classes):
+                fits.append(repr(policy))
+    raise fault(
+        'background',
+        loss.background.key,
+        f'what fits the {columns} columns that {type(head).__name__} always '
+        f'has for {classes} classes, but {type(loss).__name__} takes '
+        f'{" or ".join(map(str, loss.columns(classes)))}',
+        f'write background={" or ".join(fits)} beside type'
+        if fits
+        else 'take a loss over a softmax, such as BalancedSoftmaxLoss',
+        name,
+    )
 
 
 def _check_number(runner: Runner, name: str, expected: int, kind: str) -> None:

@@ -17,7 +17,7 @@ from ..messages import fault, logger
 from ..metrics.base import FrequencyMetric
 from ..priors import ClassCounts, natural_counts
 from ..registry import HOOKS
-from .training_data import check_class_key
+from .training_data import check_class_key, names_of
 
 # What the package lvis reads of each entry, beside what COCO files have.
 _LVIS_FIELDS = dict(
@@ -53,7 +53,9 @@ class MetricSetupHook(Hook):
             if not isinstance(configs, list):
                 configs = [configs] * len(loop.evaluator.metrics)
             for metric, config in zip(loop.evaluator.metrics, configs):
-                _check_names(metric, f'{mode}_dataloader')
+                if isinstance(metric, FrequencyMetric):
+                    metric.label_names = names_of(loop)
+                _check_names_are_there(metric, f'{mode}_dataloader')
                 _check_lvis_fields(metric, config, owner)
 
     def before_train(self, runner: Runner) -> None:
@@ -78,7 +80,7 @@ class MetricSetupHook(Hook):
                 out.write(json.dumps({'step': step, **lists}) + '\n')
 
 
-def _check_names(metric: BaseMetric, owner: str) -> None:
+def _check_names_are_there(metric: BaseMetric, owner: str) -> None:
     """Raise if a metric reads class names that the data do not have."""
     meta = metric.dataset_meta
     if not isinstance(meta, Mapping):

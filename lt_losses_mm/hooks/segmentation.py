@@ -9,7 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..hosts import HOSTS, MMSEG
+from ..hosts import MMSEG, heads
 from ..losses import LongTailLoss
 from ..messages import describe, fault, logger
 from ..priors.masks import transforms_within
@@ -31,18 +31,13 @@ def _unwrapped(model: Any) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
-def label_heads(
+def _heads_with_ours(
     model: nn.Module,
 ) -> Iterator[tuple[str, nn.Module, list[LongTailLoss]]]:
-    """Heads with a classification loss, and their losses of ours."""
-    for name, head in _unwrapped(model).named_modules():
-        for host in HOSTS:
-            loss = getattr(head, host.loss, None)
-            if isinstance(loss, nn.Module):
-                found = loss.modules()
-                ours = [x for x in found if isinstance(x, LongTailLoss)]
-                yield name, head, ours
-                break
+    """Heads of :func:`~lt_losses_mm.hosts.heads`, and their losses of ours."""
+    for name, head, host in heads(_unwrapped(model)):
+        found = getattr(head, host.loss).modules()
+        yield name, head, [x for x in found if isinstance(x, LongTailLoss)]
 
 
 def ignored_label(head: Any, loss: Any = None) -> int:
@@ -70,7 +65,7 @@ def label_of_config(cfg: Any) -> int:
 
 def counted_as(model: nn.Module, loss: LongTailLoss) -> dict[str, Any]:
     """The unit and the ignored label to count the loss's labels with."""
-    for _, head, ours in label_heads(model):
+    for _, head, ours in _heads_with_ours(model):
         if any(loss is one for one in ours):
             usual = None if _of_pixels(head) else 'image'
             unit = loss.count_unit or usual
@@ -82,7 +77,7 @@ def evaluated_label(model: nn.Module) -> int:
     """The label of the pixels that the model's result leaves out."""
     main = [
         ignored_label(head, *ours[:1])
-        for name, head, ours in label_heads(model)
+        for name, head, ours in _heads_with_ours(model)
         if name.startswith('decode_head')
     ]
     return main[-1] if main else _USUAL
@@ -99,15 +94,15 @@ def check_segmentation(runner: Runner) -> None:
             segments by counts of pixels, or padding has a label that is no
             class and is not ignored.
     """
-    heads = list(_segmenting(runner))
-    if not any(ours for _, _, ours in heads):
+    found = list(_segmenting(runner))
+    if not any(ours for _, _, ours in found):
         return
-    for name, head, ours in heads:
+    for name, head, ours in found:
         for loss in ours:
             _check_rows(f'model.{name}', head, loss)
     places, padding = list(_places(runner)), list(_padding(runner))
     meant = next((p.value for p in places if p.value != _USUAL), _USUAL)
-    for _, head, ours in heads:
+    for _, head, ours in found:
         for loss in ours:
             ignored = ignored_label(head, loss)
             if _of_pixels(head):
@@ -163,13 +158,12 @@ def _of_pixels(head: Any) -> bool:
 
 def _segmenting(runner: Runner) -> list[Any]:
     """Heads that learn from masks, the main one first."""
-    found = label_heads(runner.model)
-    heads = [
+    found = [
         one
-        for one in found
+        for one in _heads_with_ours(runner.model)
         if hasattr(one[1], 'ignore_index') and hasattr(one[1], 'num_classes')
     ]
-    return sorted(heads, key=lambda one: 'auxiliary' in one[0])
+    return sorted(found, key=lambda one: 'auxiliary' in one[0])
 
 
 def _check_rows(key: str, head: Any, loss: LongTailLoss) -> None:

@@ -86,7 +86,8 @@ def _num_classes(runner: Runner, dataset: Any) -> int | None:
         return None
     # Lists of files (ImageNet-LT, ...) carry no class names; the heads know.
     sizes = {
-        getattr(head, 'num_classes', None) for head in heads(runner.model)
+        getattr(head, 'num_classes', None)
+        for _, head, _ in heads(runner.model)
     }
     return sizes.pop() if len(sizes) == 1 else None
 

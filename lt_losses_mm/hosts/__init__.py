@@ -24,14 +24,15 @@ def host_of(head: nn.Module) -> Host:
     return next((h for h in HOSTS if hasattr(head, h.loss)), MMDET)
 
 
-def heads(model: nn.Module) -> Iterator[nn.Module]:
+def heads(model: nn.Module) -> Iterator[tuple[str, nn.Module, Host]]:
     """Modules that own a classification loss, but for proposal networks."""
     for name, module in model.named_modules():
-        if 'rpn' not in name and any(
-            isinstance(getattr(module, host.loss, None), nn.Module)
-            for host in HOSTS
-        ):
-            yield module
+        if 'rpn' in name:
+            continue
+        for host in HOSTS:
+            if isinstance(getattr(module, host.loss, None), nn.Module):
+                yield name, module, host
+                break
 
 
 def classifiers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Host]]:

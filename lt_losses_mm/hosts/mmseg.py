@@ -34,6 +34,10 @@ MMSEG = Host(
         'SideAdapterCLIPHead': 'accepts losses of fixed names alone',
     },
     other_losses={'loss_se_decode': 'tells which classes an image has'},
+    listed_losses={
+        'DDRHead': ('', ''),
+        'PIDHead': ('', '', 'tells boundaries from the rest', ''),
+    },
     classifies=_classifies,
     method='encode_decode',
     class_dim=lambda segmentor, logits: (1, logits.size(1)),

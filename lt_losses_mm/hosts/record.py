@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import AbstractSet, Any, Callable, Mapping
+from typing import AbstractSet, Any, Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -36,6 +36,8 @@ class Host:
         refused: Heads that no loss of ours can serve, and what they do.
         other_losses: Attributes of heads that hold losses over no classes,
             and what these do.
+        listed_losses: Heads that call their losses by their place in a list,
+            and what each of these tells, if not classes.
         focal: Heads whose own loss has a focal factor, and no other loss a
             start of the same size.
         sigmoid_only: Heads that read their logits as sigmoids.
@@ -72,6 +74,7 @@ class Host:
     count_unit: str = 'image'
     refused: Mapping[str, str] = field(default_factory=dict)
     other_losses: Mapping[str, str] = field(default_factory=dict)
+    listed_losses: Mapping[str, Sequence[str]] = field(default_factory=dict)
     focal: AbstractSet[str] = frozenset()
     sigmoid_only: AbstractSet[str] = frozenset()
     softmax_only: AbstractSet[str] = frozenset()

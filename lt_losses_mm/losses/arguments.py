@@ -8,6 +8,7 @@ import functools
 import inspect
 import math
 import re
+import reprlib
 from typing import Any, Callable, Mapping
 
 import numpy as np
@@ -28,6 +29,34 @@ _MISPLACED = {
         "use_mask is a key of a head's loss_mask, which tells no classes "
         "apart: leave loss_mask as the host's own"
     ),
+}
+
+# What papers, their published code and losses of hosts call our parameters:
+# see docs/decisions/0008-names-of-parameters.md. By class, for its subclasses.
+SYNONYMS = {
+    'LongTailLoss': dict.fromkeys(
+        (
+            'cls_num_list',
+            'freq_path',
+            'img_num_per_cls',
+            'sample_per_class',
+            'samples_per_class',
+            'samples_per_cls',
+        ),
+        'class_counts',
+    ),
+    'EqualizationLoss': dict(lambda_='threshold'),
+    'EqualizationSoftmaxLoss': dict(
+        gamma='drop_probability', lambda_='threshold'
+    ),
+    'EqualizedFocalLoss': dict(
+        focal_alpha='alpha', focal_gamma='gamma', gamma_b='gamma'
+    ),
+    'EqualizedQualityFocalLoss': dict(gamma='beta', gamma_b='beta'),
+    'SeesawSoftmaxLoss': dict(eps='score_floor'),
+    'SigmoidEqualizationLoss': dict(alpha='boost', gamma='steepness'),
+    'SoftmaxEqualizationLoss': dict(eps='floor'),
+    'VSLoss': dict(gamma='scale_power'),
 }
 
 # What the arguments mean that all losses share.
@@ -93,10 +122,14 @@ def explain_arguments(cls: type) -> None:
     refuse_unknown(cls)
 
 
-def refuse_unknown(cls: type) -> None:
+def refuse_unknown(cls: type, kind: str = 'loss') -> None:
     """Make a constructor name all keys that it does not know, and why.
 
     Its signature stays as it is.
+
+    Args:
+        cls (type): Whose constructor it is.
+        kind (str): What it makes: ``'loss'`` or ``'metric'``.
     """
     if '__init__' not in cls.__dict__:
         return
@@ -109,35 +142,54 @@ def refuse_unknown(cls: type) -> None:
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
         unknown = [key for key in kwargs if key not in known]
         if unknown:
-            raise TypeError(_unknown(type(self).__name__, unknown, known))
+            left = {key: kwargs[key] for key in unknown}
+            raise TypeError(_unknown(type(self), kind, left, known))
         init(self, *args, **kwargs)
 
     setattr(cls, '__init__', checked)  # noqa: B010
 
 
 def _unknown(
-    owner: str, unknown: list[str], known: Mapping[str, inspect.Parameter]
+    cls: type,
+    kind: str,
+    unknown: dict[str, Any],
+    known: Mapping[str, inspect.Parameter],
 ) -> str:
-    """What to say of keys that a loss does not know."""
-    shared = _entries('Args:' + SHARED)
+    """What to say of keys that a loss or metric does not know."""
+    owner, synonyms = cls.__name__, {}
+    for base in reversed(cls.__mro__):
+        synonyms.update(SYNONYMS.get(base.__name__, {}))
+    shared = _entries('Args:' + SHARED) if kind == 'loss' else {}
+    rest = f' or those of all losses (see help({owner}))' if shared else ''
     own = [
-        f'{name}={p.default!r}'
+        name if p.default is p.empty else f'{name}={p.default!r}'
         for name, p in known.items()
         if name not in shared and name != 'self'
     ]
     fixes = [text for key, text in _MISPLACED.items() if key in unknown]
-    for key in unknown[:10]:
-        if key not in _MISPLACED:
+    meant = [
+        f'{synonyms[key]}={reprlib.repr(value)} for {key}'
+        for key, value in unknown.items()
+        if key in synonyms
+    ]
+    if meant:
+        fixes.append(
+            f'write {", ".join(meant)}, if that is meant as in the paper or '
+            "in a host's loss of this method"
+        )
+    for key in list(unknown)[:10]:
+        if key not in _MISPLACED and key not in synonyms:
             near = difflib.get_close_matches(key, known, 1)
             fixes += [f'{name}, if {key} is a misspelling' for name in near]
     if not set(unknown) <= set(_MISPLACED):
         fixes.append(
-            'add _delete_=True to the dict of the loss, which drops what the '
-            'replaced loss has left'
+            f'add _delete_=True to the dict of the {kind}, which drops what '
+            f'the replaced {kind} has left'
+            + (' (repeat there what shall stay)' if meant else '')
         )
     return (
         f'{owner}: unknown keys {listed(unknown)}, expected its own '
-        f'({", ".join(own)}) or those of all losses (see help({owner})). '
+        f'({", ".join(own)}){rest}. '
         f'Fix: {"; ".join(fixes)}.'
     )
 
@@ -213,12 +265,27 @@ def shared(
         raise fault('class_weight', class_weight, 'None', fix, owner)
 
 
-def same_classes(owner: str, known: int, said: int, said_by: str) -> None:
+def same_classes(loss: Any, known: int, said: int, said_by: str) -> None:
     """A loss and whoever tells it its number of classes agree.
+
+    Args:
+        loss (LongTailLoss): Asked.
+        known (int): What it has.
+        said (int): What it is told.
+        said_by (str): Who says so.
 
     Raises:
         ValueError: They do not.
     """
+    owner = type(loss).__name__
+    if known != said and loss.class_counts.numel():
+        raise fault(
+            'class_counts',
+            f'{known} counts',
+            f'{said}, as many classes as {said_by} says',
+            "give one count a class, or class_counts='auto'",
+            owner,
+        )
     if known != said:
         raise fault(
             'num_classes',

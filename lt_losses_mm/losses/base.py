@@ -113,7 +113,7 @@ class LongTailLoss(nn.Module, metaclass=ABCMeta):
     def set_num_classes(self, num_classes: int, said_by: str = 'call') -> None:
         """Tell the loss C; a ValueError if it knows another number."""
         known = getattr(self, 'num_classes', num_classes)
-        check.same_classes(type(self).__name__, known, num_classes, said_by)
+        check.same_classes(self, known, num_classes, said_by)
         self._expected_classes = num_classes
         self.served.clear()
         if self.statistics is not None:

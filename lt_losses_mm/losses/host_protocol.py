@@ -11,6 +11,7 @@ from torch import Tensor
 from ..messages import describe
 
 if TYPE_CHECKING:
+    from ..priors import ClassCounts
     from .base import LongTailLoss
 
 
@@ -21,8 +22,18 @@ def get_cls_channels(self: LongTailLoss, num_classes: int) -> int:
     background column.
     """
     self.background.in_roi_head = True
-    self.set_num_classes(num_classes, 'bbox_head.num_classes')
+    known = self.known_counts
+    if not (known and known.names and known.num_classes > num_classes):
+        self.set_num_classes(num_classes, 'bbox_head.num_classes')
+    # Of more counts with names, a hook chooses, who knows those of the data.
     return self.columns(num_classes)[0]
+
+
+def choose_counts(self: LongTailLoss, counts: ClassCounts) -> None:
+    """Give the loss a part of the counts that it has, of fewer classes."""
+    self._expected_classes = counts.num_classes
+    self.class_counts = self.class_counts.new_zeros(0)
+    self.set_class_counts(counts)
 
 
 def get_activation(self: LongTailLoss, cls_score: Tensor) -> Tensor:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
 
+from ..losses.arguments import refuse_unknown
 from ..messages import describe, logger
 from ..priors import ClassCounts, joined, load_class_counts
 
@@ -34,6 +35,12 @@ class FrequencyMetric(BaseMetric):
     # Names of the numbers over all classes, and of the groups.
     overall: tuple[str, ...] = ()
     group_names: tuple[str, ...] = ()
+    # Of the labels: metainfo may have another order. MetricSetupHook tells.
+    label_names: tuple[str, ...] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_unknown(cls, 'metric')
 
     def __init__(
         self,
@@ -119,13 +126,19 @@ class FrequencyMetric(BaseMetric):
                 )
             )
         if not self.names_are_compared:
-            meta = self.dataset_meta
-            names = meta.get('classes') if isinstance(meta, Mapping) else None
-            counts = joined(self.class_counts, names, 'the evaluated data')
+            counts = joined(
+                self.class_counts, self.names(), 'the evaluated data'
+            )
             if counts is not self.class_counts:
                 self.set_class_counts(counts)
             self.names_are_compared = True
         load_class_counts(self.class_counts, num_classes=num_classes)
+
+    def names(self) -> Sequence[str] | None:
+        """The names of the classes, in the order of the labels, if known."""
+        meta = self.dataset_meta
+        said = meta.get('classes') if isinstance(meta, Mapping) else None
+        return self.label_names or said
 
     def check_names(self) -> None:
         """Compare what the metric was given with the names of the data.
@@ -182,7 +195,7 @@ class FrequencyMetric(BaseMetric):
         first = next(iter(columns.values()))
         reported = dict(per_class=first.tolist())
         head = ['label', 'class']
-        names = (self.dataset_meta or {}).get('classes')
+        names = self.names()
         cells = [list(map(str, range(len(first))))]
         counts = self.class_counts
         if isinstance(counts, ClassCounts):

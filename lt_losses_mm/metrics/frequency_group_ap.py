@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from collections import Counter
 from typing import Any, Sequence
 
 import numpy as np
 from mmengine.fileio import get
 
-from ..messages import fault, listed
+from ..messages import describe, fault, listed
 from ..priors import frequency_groups, frequency_thirds
 from ..priors.names import same_word
 from ..registry import METRICS
@@ -114,9 +115,10 @@ class FrequencyGroupAP(FrequencyMetric):
 
         Raises:
             ValueError: If the file has other names than the data set, or
-                has them in another order, in which its labels would differ.
+                has them in another order and it is not known which of both
+                the labels have.
         """
-        names = [str(name) for name in self.dataset_meta['classes']]
+        names = [str(name) for name in self.names() or ()]
         known = self._content['categories']
         if len(known) == len(names) and all(
             same_word(c['name'], name) for c, name in zip(known, names)
@@ -124,7 +126,9 @@ class FrequencyGroupAP(FrequencyMetric):
             return [category['id'] for category in known]
         known = [c for c in known if c['name'] in names]
         found = [category['name'] for category in known]
-        if found != names:
+        if self.label_names and sorted(found) == sorted(names):
+            known.sort(key=lambda category: names.index(category['name']))
+        elif found != names:
             missing = [name for name in names if name not in found]
             raise fault(
                 'ann_file',
@@ -264,7 +268,21 @@ class FrequencyGroupAP(FrequencyMetric):
 def _read(ann_file: str, backend_args: dict | None) -> dict[str, list]:
     """What a COCO file holds, with what the evaluation reads of it."""
     try:
-        content = json.loads(get(ann_file, backend_args=backend_args))
+        text = get(ann_file, backend_args=backend_args)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise FileNotFoundError(
+            describe(
+                'ann_file',
+                ann_file,
+                'the COCO file of the evaluated data, found none at '
+                f'{os.path.abspath(ann_file)}',
+                'correct the path (it is relative to the working directory; '
+                'data_root is of the data set alone)',
+                'FrequencyGroupAP',
+            )
+        ) from error
+    try:
+        content = json.loads(text)
         parts = {
             part: content[part]
             for part in ('images', 'categories', 'annotations')
@@ -277,9 +295,12 @@ def _read(ann_file: str, backend_args: dict | None) -> dict[str, list]:
                 one,
                 id=number,
                 iscrowd=one.get('iscrowd') or 0,
-                area=one.get('area', one['bbox'][2] * one['bbox'][3]),
+                area=box[2] * box[3]
+                if one.get('area') is None
+                else one['area'],
             )
             for number, one in enumerate(parts['annotations'], 1)
+            for box in [one['bbox']]
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise fault(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any, Collection, Iterator
 
 import numpy as np
@@ -165,7 +166,7 @@ def _count(
                 'metainfo=dict(classes=...)',
             )
         num_classes = sizes.pop()
-    total, seen = np.zeros(num_classes), np.zeros(2)
+    total, seen, task = np.zeros(num_classes), np.zeros(2), ''
     for leaf, draws in leaves:
         index = np.flatnonzero(draws)
         if not index.size:
@@ -205,6 +206,17 @@ def _count(
             f'some pixels of another label, but {source} has none',
             'look at reduce_zero_label and at the values of the masks: 0 and '
             '255 alone are no two classes',
+        )
+    if unit != 'pixel' and not total.any():
+        ignored = f', and {seen[1]:.0f} boxes to ignore' if seen[1] else ''
+        raise fault(
+            'class_counts',
+            'auto',
+            f'a sample of some class, but {source} has none{ignored}',
+            'look at iscrowd and filter_cfg, and compare category_id of the '
+            "annotations with id of the categories ('1' is not 1)"
+            if task == 'detection'
+            else 'look at the labels in the annotations',
         )
     counts = ClassCounts(
         total,
@@ -275,13 +287,16 @@ def _count_labels(
     unit: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws of each class, (C,) float64, and of boxes: kept, ignored."""
-    flat: list[int] = []
+    flat: list[Any] = []
     lengths = np.empty(len(index), dtype=np.int64)
     boxes = np.zeros(2)
     for row, (found, ignored) in enumerate(_labels(leaf, index, form)):
         boxes += draws[row] * np.array([len(found), ignored])
         if unit == 'image':
-            found = set(found)
+            try:
+                found = set(found)
+            except TypeError:  # lists of lists
+                raise _no_label(leaf, found, num_classes) from None
         flat.extend(found)
         lengths[row] = len(found)
     if not flat:
@@ -292,14 +307,26 @@ def _count_labels(
     else:
         bad = labels[(labels < 0) | (labels >= num_classes)]
     if bad.size:
-        raise fault(
-            'class_counts',
-            'auto',
-            f'integer labels 0 to {num_classes - 1}, got {bad[0]} in '
-            f'{type(leaf).__name__}',
-            'correct the annotations, num_classes or metainfo.classes',
-        )
+        from_one = set(labels.tolist()) == set(range(1, num_classes + 1))
+        raise _no_label(leaf, bad.tolist()[0], num_classes, from_one)
     return np.bincount(labels, np.repeat(draws, lengths), num_classes), boxes
+
+
+def _no_label(
+    leaf: Any, found: Any, num_classes: int, from_one: bool = False
+) -> ValueError:
+    fix = 'correct the annotations, num_classes or metainfo.classes'
+    if from_one:
+        fix = 'count the labels from 0'
+    elif isinstance(found, int) and found < 0:
+        fix = 'leave samples without a class out'
+    return fault(
+        'class_counts',
+        'auto',
+        f'integer labels 0 to {num_classes - 1}, got {reprlib.repr(found)} '
+        f'in {type(leaf).__name__}',
+        fix,
+    )
 
 
 def _labels(

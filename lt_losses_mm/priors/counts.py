@@ -21,6 +21,7 @@ import difflib
 import gc
 import hashlib
 import json
+import math
 import os
 import pkgutil
 import re
@@ -270,8 +271,17 @@ def frequency_groups(
             'shot for classification, lvis for LVIS',
         )
     names, default = known[kind]
-    low, high = default if thresholds is None else thresholds
-    if not low <= high:
+    try:
+        low, high = map(float, default if thresholds is None else thresholds)
+        swapped = not low <= high
+    except (TypeError, ValueError):
+        raise fault(
+            'thresholds',
+            thresholds,
+            '(low, high), two numbers',
+            f'write both, as in {default}',
+        ) from None
+    if swapped:
         raise fault(
             'thresholds',
             thresholds,
@@ -502,7 +512,10 @@ def _from_json(content: Any, source: str, unit: str | None) -> ClassCounts:
     if isinstance(content.get('categories'), list):
         return _from_annotations(content, source, unit)
     by_unit, names = content.get('counts'), content.get('names')
-    if not isinstance(names, (list, type(None))):
+    if names is not None and not (
+        isinstance(names, list)
+        and all(isinstance(name, (str, int)) for name in names)
+    ):
         raise fault(
             'class_counts',
             source,
@@ -514,14 +527,17 @@ def _from_json(content: Any, source: str, unit: str | None) -> ClassCounts:
         # Whatever is in it, it is checked where all counts are.
         numbers = np.array(by_unit, dtype=object)
         return ClassCounts(numbers, unit or 'image', names, source)
-    if not isinstance(by_unit, dict) or not by_unit:
+    by_unit = by_unit if isinstance(by_unit, dict) else {}
+    if not by_unit or not by_unit.keys() <= set(UNITS):
+        keys = listed(by_unit or content) or 'none'
         raise fault(
             'class_counts',
             source,
             _SOURCES,
-            f'the JSON has only the keys {listed(content)}'
+            f'the JSON has only the keys {keys}'
             + (' (captions?)' if 'annotations' in content else '')
-            + '; write a list of numbers',
+            + '; write a list of numbers, or {"counts": [...], '
+            '"names": [...]}',
         )
     if content.get('sha256', checksum(by_unit, names)) != checksum(
         by_unit, names
@@ -607,6 +623,16 @@ def _from_annotations(
             f'is not that of its annotations ({listed(stale)}). The '
             'annotations are counted.'
         )
+    if content['annotations'] and not counted:
+        raise fault(
+            'class_counts',
+            source,
+            'annotations that count, but all of its '
+            f'{len(content["annotations"])} are crowds, have no area or '
+            'belong to images that are not listed',
+            "compare image_id with the ids of images ('1' is not 1), and look "
+            'at iscrowd and bbox',
+        )
     return ClassCounts(count(counted), unit, names, source)
 
 
@@ -673,22 +699,33 @@ def _has_area(
     """Whether mmdet's data sets keep a box; what is unknown, they would."""
     if 'bbox' not in annotation:
         return True
+    area = annotation.get('area')
     try:
         x, y, w, h = annotation['bbox']
+        # In this order a NaN gives no overlap, as there.
+        width = math.inf if width is None else width
+        height = math.inf if height is None else height
+        across = max(0, min(x + w, width) - max(x, 0))
+        down = max(0, min(y + h, height) - max(y, 0))
         return not (
-            w < 1
+            across * down == 0
+            or w < 1
             or h < 1
-            or annotation.get('area', 1) <= 0
-            or (width is not None and (x >= width or x + w <= 0))
-            or (height is not None and (y >= height or y + h <= 0))
+            or (area is not None and area <= 0)
         )
     except (TypeError, ValueError) as error:
+        said = {
+            key: annotation[key]
+            for key in ('id', 'image_id', 'bbox', 'area')
+            if key in annotation
+        }
         raise fault(
             'class_counts',
             source,
-            'bbox=[x, y, width, height] and a number as area, got '
-            f'{reprlib.repr(annotation)}',
-            'correct that annotation',
+            'bbox=[x, y, width, height] and numbers as area, and as width '
+            f'and height of the image, got {reprlib.repr(said)} in an image '
+            f'of {reprlib.repr((width, height))}',
+            'correct that annotation, or remove it',
         ) from error
 
 

@@ -218,8 +218,8 @@ def _count_mask(
     path = info['seg_map_path']
     try:
         mask = load(dict(info))['gt_seg_map']
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise _no_mask(path) from error
     except Exception as error:
         # What decoders raise does not name the file.
         raise fault(
@@ -248,6 +248,18 @@ def _count_mask(
     pixels = torch.bincount(flat).numpy()
     labels = np.flatnonzero(pixels)
     return labels, pixels[labels]
+
+
+def _no_mask(path: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        describe(
+            'class_counts',
+            'auto',
+            f'a mask for each image, found none at {path}',
+            'correct data_prefix.seg_map_path and seg_map_suffix of the data '
+            'set, or add the mask',
+        )
+    )
 
 
 def _check_depth(path: str) -> None:
@@ -355,7 +367,10 @@ def _key(dataset: Any, index: np.ndarray, load: Any) -> tuple[str, bool]:
         path = info['seg_map_path']
         local = local and '://' not in path
         if local:
-            stat = os.stat(path)
+            try:
+                stat = os.stat(path)
+            except FileNotFoundError as error:
+                raise _no_mask(path) from error
             parts += os.path.abspath(path), stat.st_size, stat.st_mtime_ns
         else:
             parts.append(path)

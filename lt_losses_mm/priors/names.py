@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import logging
 import mmap
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any, Iterator, Mapping, Sequence, Tuple
 from xml.etree import ElementTree
 
 import numpy as np
+from torch import distributed
 
 from ..messages import fault, listed, logger
 from .counts import ClassCounts
@@ -32,8 +34,9 @@ _read: Any = weakref.WeakSet()  # data sets whose XML files were read
 _CAUSES = dict(
     pixel='masks whose values are no labels (0 and 255, colours), an '
     'ignore_index that is a class, or reduce_zero_label',
-    box='a name in metainfo.classes that the annotations spell otherwise, '
-    'or a filter that takes all its images',
+    other='a name in metainfo.classes that annotations or folders spell '
+    'otherwise, a folder whose files have no suffix that is read, or a filter '
+    'that takes all images of a class',
 )
 
 
@@ -55,7 +58,7 @@ def empty_classes(counts: ClassCounts) -> str | None:
         if counts.ignored
         else ''
     )
-    cause = _CAUSES['pixel' if counts.unit == 'pixel' else 'box']
+    cause = _CAUSES['pixel' if counts.unit == 'pixel' else 'other']
     return (
         f'{len(empty)} of {counts.num_classes} classes have no training '
         f'sample, counted by {counts.unit}{ignored}: {listed(which)}; they '
@@ -123,7 +126,7 @@ def same_labels(
         )
         if fatal:
             raise problem
-        _warn_once(str(problem))
+        _say_once(str(problem))
         return
     _warn_of_renamed(names, owner, others, other_owner)
 
@@ -139,7 +142,8 @@ def joined(
         owner: What they are of.
 
     Returns:
-        The counts, re-ordered if their names are the same in another order.
+        The counts, re-ordered if their names are the same in another order;
+        those of these names alone, if there are more.
 
     Raises:
         ValueError: If names are missing, or one class has two labels.
@@ -153,9 +157,12 @@ def joined(
     missing = [n for n, p in zip(names, theirs) if p not in ours]
     further = [n for n, p in zip(counts.names, ours) if p not in theirs]
     moved = _moved(counts.names, names)
-    if len(ours) != len(theirs) or (
-        moved and (missing or len(set(ours)) < len(ours))
-    ):
+    often = Counter(ours)
+    doubled = len(set(theirs)) < len(theirs) or any(
+        often[name] > 1 for name in theirs
+    )
+    chosen = len(ours) > len(theirs)
+    if len(ours) < len(theirs) or ((chosen or moved) and (missing or doubled)):
         raise fault(
             'class_counts',
             counts.source,
@@ -166,13 +173,21 @@ def joined(
             "(class_counts='auto', or `mim run mm-lt-losses "
             'class_statistics CONFIG --out counts.json`)',
         )
-    if moved:
+    if chosen or moved:
         order = [ours.index(name) for name in theirs]
-        logger.warning(
-            f'class_counts={counts.source!r} has its names in another order '
-            f'than {owner}: the counts are joined by name (places in the '
-            f'file / in the data: {moved})'
-        )
+        if chosen:
+            _say_once(
+                f'class_counts={counts.source!r} has {len(ours)} classes, of '
+                f'which {owner} has {len(theirs)}: their counts are taken by '
+                f'name, and {len(further)} are left out ({listed(further)})',
+                logging.INFO,
+            )
+        else:
+            logger.warning(
+                f'class_counts={counts.source!r} has its names in another '
+                f'order than {owner}: the counts are joined by name (places '
+                f'in the file / in the data: {moved})'
+            )
         return dataclasses.replace(
             counts, counts=counts.counts[order], names=names
         )
@@ -196,10 +211,12 @@ def label_names(leaf: Any) -> Names | None:
             said,
             'a sequence of names, of which a string is none: its characters '
             'would be the classes',
-            f'a comma makes one of it, classes=({said!r},)',
+            f'a comma makes one of it, classes=({said!r},); if it is a file '
+            'of names, correct its path',
             describe_leaf(leaf),
         )
-    said = None if said is None else tuple(map(str, said))
+    # Without a name in it, data sets take all that their file has.
+    said = tuple(map(str, () if said is None else said)) or None
     found = _names_in_file(leaf)
     if said is None or found is None or found == said:
         _warn_of_spelling(leaf, said)
@@ -217,22 +234,41 @@ def label_names(leaf: Any) -> Names | None:
             type(leaf).__name__,
         )
     missing = [name for name in said if name not in found]
+    twice = [name for name, times in Counter(said).items() if times > 1]
+    if twice and len(found) < len(said):
+        raise fault(
+            'metainfo.classes',
+            said,
+            f'each class once, got {listed(twice)} several times, while '
+            f'{type(leaf).__name__} gives a category of its file one label',
+            'remove the second of each name',
+            describe_leaf(leaf),
+        )
     if len(found) < len(said):
         spelt = {
-            str(c.get('name')).lower(): str(c.get('name'))
+            str(c.get('name')).lower(): c.get('name')
             for c in _categories(leaf) or ()
-            if c.get('name') not in said
+            if c.get('name') not in found
         }
         near = [
             spelt[close]
             for name in missing
             for close in difflib.get_close_matches(name.lower(), spelt, 1)
         ]
-        if found == said[: len(found)] and not near:
+        if found and found == said[: len(found)] and not near:
             return said  # The last are missing: no label is shifted.
+        if not found and not near:
+            raise fault(
+                'metainfo.classes',
+                leaf.metainfo['classes'],
+                f'names of categories of {leaf.ann_file!r}, which has none of '
+                f'them: {type(leaf).__name__} would leave out all boxes',
+                'write metainfo=dict(classes=(...)) in the data set, with the '
+                f'names of the file ({listed(spelt.values())})',
+            )
         raise fault(
             'metainfo.classes',
-            said,
+            leaf.metainfo['classes'],
             f'names of categories of {leaf.ann_file!r}, which lacks '
             f'{listed(missing)}: {type(leaf).__name__} would shift the '
             'labels of all classes after it',
@@ -242,7 +278,7 @@ def label_names(leaf: Any) -> Names | None:
         )
     if missing or len(found) != len(said):
         return said  # Labels go by position, as in LVIS.
-    _warn_once(
+    _say_once(
         f'{describe_leaf(leaf)}: metainfo.classes has another order than the '
         'labels, which follow the file or folders (places in metainfo.classes'
         f' / labels: {_moved(said, found)}). Counts and their names go by the '
@@ -268,8 +304,11 @@ def _names_in_file(leaf: Any) -> Names | None:
             )
         return tuple(sorted(folders, key=folders.get))
     ids = getattr(leaf, 'cat_ids', None)
-    categories = _categories(leaf) if ids else None
-    if not ids or categories is None:
+    if ids is None:
+        return None
+    # None are left where no category has a name of metainfo.classes.
+    categories = _categories(leaf)
+    if categories is None:
         return None
     names = {c['id']: str(c.get('name', c['id'])) for c in categories}
     return tuple(names[i] for i in ids)
@@ -319,7 +358,13 @@ def _sizes(most: int) -> Iterator[int]:
 
 
 def _warn_of_spelling(leaf: Any, said: Names | None) -> None:
-    """VOC-like files: mmdet drops objects whose name is no class."""
+    """VOC-like files: mmdet drops objects whose name is no class.
+
+    Nothing but the log depends on it, so the main process alone reads them.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        if distributed.get_rank() != 0:
+            return
     is_voc = hasattr(leaf, '_parse_instance_info')
     if not said or not is_voc or leaf in _read:
         return
@@ -331,6 +376,13 @@ def _warn_of_spelling(leaf: Any, said: Names | None) -> None:
             leaf.get_data_info(index).get('xml_path', '')
         )
     }
+    if used and used.isdisjoint(said):
+        _say_once(
+            f'{describe_leaf(leaf)}: all objects are left out, as none has a '
+            f'name of metainfo.classes. Fix: metainfo=dict(classes=(...)) in '
+            f'the data set, with the names of the files '
+            f'({listed(sorted(used))}).'
+        )
     further = sorted(used.difference(said))
     (plain,) = _plain(said)
     odd = [
@@ -341,7 +393,7 @@ def _warn_of_spelling(leaf: Any, said: Names | None) -> None:
     ]
     if odd:
         more = f' and {len(odd) - 10} more' if len(odd) > 10 else ''
-        _warn_once(
+        _say_once(
             f'{describe_leaf(leaf)}: objects are left out whose name is '
             f'spelt otherwise than in metainfo.classes: '
             f'{", ".join(odd[:10])}{more}. Fix: one spelling in all files.'
@@ -401,12 +453,12 @@ def _warn_of_renamed(
     ]
     if odd:
         more = f' and {len(odd) - 10} more' if len(odd) > 10 else ''
-        _warn_once(
+        _say_once(
             f'{owner} and {other_owner} give labels different names: '
             f'{", ".join(odd[:10])}{more}. Labels are taken by position.'
         )
 
 
 @functools.lru_cache(maxsize=None)
-def _warn_once(text: str) -> None:
-    logger.warning(text)
+def _say_once(text: str, level: int = logging.WARNING) -> None:
+    logger.log(level, text)

@@ -366,6 +366,15 @@ class Plan:
             node = found
         return f'{self.path}:{line}'
 
+    def has(self, *keys: str) -> bool:
+        """Whether there is such a key."""
+        node = self._content
+        for key in keys:
+            if key not in node:
+                return False
+            node = node[key]
+        return True
+
     def refuse(
         self, keys: tuple[str | int, ...], value: Any, expected: str, fix=''
     ) -> NoReturn:

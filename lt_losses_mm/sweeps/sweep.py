@@ -272,36 +272,31 @@ def rows_of(plan: Plan, trial: Trial) -> Iterable[Mapping[str, Any]]:
         label='',
         **{key: done[key] for key in FROM_WORKER},
     )
-    last = done['evaluations'][-1][0]
-    names = None
     for step, values in done['evaluations']:
-        here = dict(shared, step=step, last=int(step == last))
+        last = int(step == done['evaluations'][-1][0])
+        here = dict(shared, step=step, last=last)
         for metric, value in values.items():
-            short = metric.rpartition('/')[2]
-            if isinstance(value, list) and step == last:
-                role = dict(per_class='class', class_counts='count').get(short)
-                if role is None:
-                    continue
-                if names is None:
-                    names = class_names(done['checkpoint'])
-                factor = scale if role == 'class' else 1
-                labels = names or [str(i) for i in range(len(value))]
-                for label, one in zip(labels, value):
-                    if one == one:  # A class that was not tested has NaN.
-                        yield dict(
-                            here,
-                            metric=metric,
-                            role=role,
-                            label=label,
-                            value=round(one * factor, 4),
-                        )
-            elif isinstance(value, (int, float)) and metric not in UNITS:
+            if isinstance(value, (int, float)) and metric not in UNITS:
                 role = role_of.get(metric, '')
-                factor = scale if role else 1
+                value = round(value * (scale if role else 1), 4)
+                yield dict(here, metric=metric, role=role, value=value)
+    names, counts = classes_of(done['checkpoint'])
+    lists = {'class_counts': counts}
+    for metric, value in values.items():
+        short = metric.rpartition('/')[2]
+        if isinstance(value, list) and short in ('per_class', 'class_counts'):
+            lists[short] = value
+    for short, found in lists.items():
+        role, factor = ('count', 1)
+        if short == 'per_class':
+            role, factor = 'class', scale
+        for index, value in enumerate(found):
+            if value == value:  # A class that was not tested has NaN.
                 yield dict(
                     here,
-                    metric=metric,
+                    metric=short,
                     role=role,
+                    label=names[index] if names else str(index),
                     value=round(value * factor, 4),
                 )
     yield from _training_rows(shared, done['training'])
@@ -353,10 +348,25 @@ def _shared(plan: Plan, trial: Trial) -> dict[str, Any]:
     )
 
 
-def class_names(checkpoint: str) -> list[str]:
-    """The classes that a checkpoint was trained on, none if unknown."""
+def classes_of(checkpoint: str) -> tuple[list[str], list[float]]:
+    """Names of the labels, and the counts that a loss of ours was given.
+
+    Either is empty where the checkpoint has none.
+    """
     saved = torch.load(checkpoint, map_location='cpu', weights_only=False)
-    return list(saved['meta'].get('dataset_meta', {}).get('classes') or ())
+    meta = saved.get('meta', {})
+    names = meta.get('label_names') or meta.get('dataset_meta', {}).get(
+        'classes'
+    )
+    counts: list[float] = next(
+        (
+            value.tolist()
+            for key, value in saved['state_dict'].items()
+            if key.endswith('.class_counts') and len(value) == len(names or ())
+        ),
+        [],
+    )
+    return list(names or ()), counts
 
 
 def _near(path: Path) -> str:

@@ -371,27 +371,29 @@ class Builder:
                 try:
                     built = MODELS.build(copy.deepcopy(loss))
                     if 'num_classes' in head:
-                        built.set_num_classes(head['num_classes'], task)
+                        built.set_num_classes(
+                            head['num_classes'], f'the {head["type"]}'
+                        )
                 except (ValueError, TypeError) as error:
-                    self._blame_option(error, loss, head, task, method)
-                    self.plan.refuse(
-                        keys,
-                        method,
-                        f'a method that can be built, but: {error}',
-                    )
+                    self._blame_option(error, loss, task, method)
+                    name = method.partition('[')[0]
+                    place = self.plan.where('define', name)
+                    if not self.plan.has('define', name):
+                        place = self.plan.where(*keys)
+                    raise PlanError(
+                        f'{place}: {task}/{method}: {error}'
+                    ) from error
 
     def _blame_option(
         self,
         error: Exception,
         loss: dict[str, Any],
-        head: dict[str, Any],
         task: str,
         method: str,
     ) -> None:
         """Refuse the option of the loss that an error is about, if any."""
         kind = MODELS.get(loss['type'])
         known = inspect.signature(kind).parameters
-        classes = head.get('num_classes')
         for key, value in self.plan.options_of(task, method).items():
             scope, _, name = key.partition('.')
             if scope != 'loss':
@@ -405,15 +407,6 @@ class Builder:
                     f'{", ".join(known)}',
                     'name one of them',
                 )
-            if name == 'class_counts' and isinstance(value, list):
-                if classes not in (None, len(value)):
-                    self.plan.refuse(
-                        place,
-                        value,
-                        f'a count for each of the {classes} classes of '
-                        f'{task}, got {len(value)}',
-                        "give all, or 'auto' to count the training data",
-                    )
             if str(error).startswith(f'{kind.__name__}: {name}='):
                 self.plan.refuse(
                     place, value, f'what the loss takes, but: {error}'
@@ -457,7 +450,8 @@ def _safe(name: str) -> str:
 
 def command_of(plan: Plan, trial: Trial) -> str:
     """What runs this one trial again."""
+    tool = ['python', 'tools/sweep.py']
+    if TOOLS.parent.name == '.mim':
+        tool = ['mim', 'run', 'mm-lt-losses', 'sweep']
     path = os.path.relpath(plan.path)
-    return shlex.join(
-        ['python', 'tools/sweep.py', 'run', path, '--only', str(trial)]
-    )
+    return shlex.join([*tool, 'run', path, '--only', str(trial)])

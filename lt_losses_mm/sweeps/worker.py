@@ -309,14 +309,19 @@ def summary(folder: Path, trial: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def machine() -> str:
-    """Processor and cores, and the GPUs that are visible."""
+def cpu() -> str:
+    """Model and number of cores."""
     name = platform.processor() or platform.machine()
     table = Path('/proc/cpuinfo')
     if table.exists():
         found = re.search(r'model name\s*:\s*(.+)', table.read_text())
         name = found[1] if found else name
-    parts = [f'{name}, {os.cpu_count()} cores']
+    return f'{name}, {os.cpu_count()} cores'
+
+
+def machine() -> str:
+    """Processor and cores, and the GPUs that are visible."""
+    parts = [cpu()]
     gpus = os.environ.get('CUDA_VISIBLE_DEVICES')
     if gpus and shutil.which('nvidia-smi'):
         ask = ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader']

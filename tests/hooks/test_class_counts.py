@@ -14,6 +14,7 @@ from lt_losses_mm.hooks import (
     training_data,
 )
 from lt_losses_mm.losses import BalancedSoftmaxLoss
+from lt_losses_mm.losses.host_protocol import choose_counts
 from lt_losses_mm.priors import ClassCounts, names
 
 AUTO = dict(type='lt_losses_mm.BalancedSoftmaxLoss')
@@ -350,6 +351,37 @@ def test_counts_of_a_file_for_a_part_of_the_classes(make_runner, tmp_path):
         runner.train()
 
 
+@pytest.mark.parametrize('kind', ['BalancedSoftmaxLoss', 'SeesawSoftmaxLoss'])
+def test_counts_of_a_file_with_further_classes(make_runner, tmp_path, kind):
+    path = tmp_path / 'more.json'
+    ClassCounts([1, 9, 6, 3], names=('c', 'd', 'a', 'b')).save(path)
+    loss = dict(type=f'lt_losses_mm.{kind}', class_counts=str(path))
+    runner = make_runner(loss)
+    runner.train()
+    assert counts_of(runner) == [6, 3, 1]
+    alone = make_runner(
+        loss,
+        load_from=str(tmp_path / 'epoch_1.pth'),
+        train_dataloader=False,
+        train_cfg=False,
+        optim_wrapper=False,
+    )
+    alone.val()
+    assert counts_of(alone) == [6, 3, 1]
+
+
+def test_roi_heads_take_counts_of_further_classes():
+    counts = ClassCounts([1, 9, 6, 3], names=('c', 'd', 'a', 'b'))
+    loss = BalancedSoftmaxLoss(class_counts=counts)
+    assert loss.get_cls_channels(3) == 4
+    choose_counts(loss, ClassCounts([6, 3, 1], names=tuple('abc')))
+    assert (loss.num_classes, loss.class_counts.tolist()) == (3, [6, 3, 1])
+    with pytest.raises(
+        ValueError, match="class_counts='4 counts', expected 3"
+    ):
+        BalancedSoftmaxLoss(class_counts=[1, 9, 6, 3]).get_cls_channels(3)
+
+
 def test_counts_of_classes_that_a_transform_makes(
     make_runner, loader, tmp_path
 ):
@@ -374,7 +406,7 @@ def test_empty_classes_are_named(make_runner, loader, log):
 def test_validation_with_other_labels(make_runner, loader, loss, log):
     """A folder without a picture of b: c is label 1 there, and 2 here."""
     data = loader((2, 2), names='ac')
-    names._warn_once.cache_clear()
+    names._say_once.cache_clear()
     # A metric of somebody's own may not compare labels.
     make_runner(loss, val_dataloader=data).train()
     (told,) = messages(log, 'the validation data')
@@ -411,6 +443,32 @@ def test_test_data_with_other_labels(make_runner, loader, tmp_path):
     )
     with pytest.raises(ValueError, match="'b' 1 / 2, 'c' 2 / 1"):
         alone.val()
+
+
+@pytest.mark.parametrize('trained_here', [True, False])
+def test_counts_of_a_file_in_a_run_that_only_tests(
+    make_runner, named, tmp_path, trained_here
+):
+    """The file has the order a, c, b, and labels have a, b, c."""
+    make_runner(named).train()
+    path = tmp_path / 'epoch_1.pth'
+    if not trained_here:  # without this package, which saves the names
+        checkpoint = torch.load(path, weights_only=False)
+        del checkpoint['meta']['label_names']
+        torch.save(checkpoint, path)
+    alone = make_runner(
+        named,
+        load_from=str(path),
+        train_dataloader=False,
+        train_cfg=False,
+        optim_wrapper=False,
+        val_evaluator=dict(type='lt_losses_mm.LongTailAccuracy'),
+    )
+    (metric,) = alone.val_loop.evaluator.metrics
+    metric.process = lambda *args: None
+    metric.evaluate = lambda size: {}
+    alone.val()
+    assert metric.class_counts.counts.tolist() == [6, 3, 1]
 
 
 def test_groups_of_a_file_are_joined_by_name(make_runner, named, log):

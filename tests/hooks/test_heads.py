@@ -61,6 +61,12 @@ HEADS = dict(
     RPNHead=('mmdet', 'loss_cls', DENSE),
     FCNMaskHead=('mmdet', 'loss_mask', dict(in_channels=8)),
     SABLHead=('mmdet', 'loss_cls', {}),
+    DoubleConvFCBBoxHead=(
+        'mmdet',
+        'loss_cls',
+        dict(ROI, num_convs=1, num_fcs=1, conv_out_channels=8),
+    ),
+    PIDHead=('mmseg', 'loss_decode', dict(in_channels=8, channels=8)),
     ArcFaceClsHead=('mmpretrain', 'loss', dict(in_channels=8)),
     YOLOXHead=('mmdet', 'loss_cls', dict(in_channels=8, feat_channels=8)),
     FreeAnchorRetinaHead=('mmdet', 'loss_cls', DENSE),
@@ -521,6 +527,54 @@ def test_heads_that_read_a_softmax(train):
 
 
 # ------------------------------------------------------ what the log tells
+@pytest.mark.parametrize(
+    'kind, name, fix',
+    [
+        ('DoubleConvFCBBoxHead', 'EqualizedFocalLoss', 'BalancedSoftmaxLoss'),
+        ('DoubleConvFCBBoxHead', 'EqualizationLoss', 'BalancedSoftmaxLoss'),
+        ('DoubleConvFCBBoxHead', 'BalancedSigmoidLoss', "d='objectness' bes"),
+        ('DoubleConvFCBBoxHead', 'SeesawSoftmaxLoss', "d='keep_odds' beside"),
+        ('SABLHead', 'SeesawSoftmaxLoss', "background='keep_odds' beside"),
+    ],
+)
+def test_heads_whose_columns_are_their_own(train, kind, name, fix):
+    with pytest.raises(
+        ValueError, match=f'fits the 4 columns that {kind} always .*{fix}'
+    ):
+        train(build_head(kind, name))
+
+
+@pytest.mark.parametrize(
+    'loss',
+    [
+        dict(type='BalancedSoftmaxLoss'),
+        dict(type='SigmoidEqualizationLoss'),
+        dict(type='BalancedSigmoidLoss', background='objectness'),
+        dict(type='SeesawSoftmaxLoss', background='keep_odds'),
+    ],
+    ids=lambda loss: loss['type'],
+)
+def test_losses_that_fit_columns_of_the_heads_own(train, loss):
+    loss = dict(loss, type=f'lt_losses_mm.{loss["type"]}')
+    head = build_head('DoubleConvFCBBoxHead', loss)
+    train(head)
+    labels = torch.tensor([0, 1, 2, 3])
+    head.loss_cls(head.fc_cls(torch.zeros(4, 8)), labels).backward()
+
+
+def test_the_boundary_term_of_pidnet_is_refused(train):
+    ours = dict(type='lt_losses_mm.BalancedSoftmaxLoss')
+    host = dict(type='CrossEntropyLoss')
+    train(build_head('PIDHead', [ours, ours, dict(type='BoundaryLoss'), ours]))
+    with pytest.raises(
+        ValueError, match=r'loss_decode.2: .*it tells bound.*\]'
+    ):
+        train(build_head('PIDHead', [host, host, ours, host]))
+    for losses in (ours, [ours, ours]):
+        with pytest.raises(ValueError, match='a list of 4 losses, which PID'):
+            train(build_head('PIDHead', losses))
+
+
 def test_parameters_that_are_not_the_defaults_are_told(train, log):
     loss = dict(
         type='lt_losses_mm.EqualizedFocalLoss',

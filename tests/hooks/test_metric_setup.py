@@ -242,3 +242,18 @@ def test_our_metrics_compare_names_at_the_start(make_runner):
     runner.val_loop.evaluator.dataset_meta = dict(classes=('a', 'b', 'c'))
     with pytest.raises(ValueError, match='other names'):
         runner.train()
+
+
+def test_our_metrics_name_labels_as_the_data_number_them(
+    make_runner, monkeypatch
+):
+    """Labels follow the folders, and metainfo has another order."""
+    runner = make_runner()
+    metric = PlaneAccuracy(class_counts=[6, 3, 1], per_class=True)
+    runner.val_loop.evaluator.metrics.append(metric)
+    runner.val_loop.evaluator.dataset_meta = dict(classes=('c', 'b', 'a'))
+    folders = dict(a=0, b=1, c=2)
+    data = runner.val_loop.dataloader.dataset
+    monkeypatch.setattr(data, 'folder_to_idx', folders, raising=False)
+    runner.train()
+    assert metric.names() == ('a', 'b', 'c')

@@ -13,6 +13,7 @@ import pytest
 from mmengine.registry import MODELS
 
 from lt_losses_mm.losses import LOSSES, LongTailLoss
+from lt_losses_mm.losses.arguments import SYNONYMS
 
 SHARED = set(inspect.signature(LongTailLoss).parameters)
 
@@ -112,6 +113,41 @@ def test_what_another_loss_has_left_is_refused(name, left, unknown):
         TypeError, match=f'^{name}: unknown keys {unknown}, .*_delete_=True'
     ):
         MODELS.build(dict(left, type=f'lt_losses_mm.{name}'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'left', 'said'),
+    [
+        (
+            'SigmoidEqualizationLoss',
+            dict(EQLV2, vis_grad=False, use_distributed=True),
+            'write boost=4.0 for alpha, steepness=12 for gamma, if ',
+        ),
+        (
+            'SeesawSoftmaxLoss',
+            dict(p=0.8, q=2.0, eps=1e-8, num_classes=3, return_dict=True),
+            'write score_floor=1e-08 for eps, if ',
+        ),
+        ('VSLoss', dict(gamma=0.2), 'write scale_power=0.2 for gamma, if '),
+        (
+            'BalancedSoftmaxLoss',
+            dict(cls_num_list=[9, 1]),
+            r'write class_counts=\[9, 1\] for cls_num_list, if ',
+        ),
+    ],
+)
+def test_another_name_of_a_parameter(name, left, said):
+    with pytest.raises(TypeError, match=f'{said}.*repeat there what') as fault:
+        MODELS.build(dict(left, type=f'lt_losses_mm.{name}'))
+    assert 'misspelling' not in str(fault.value)
+
+
+def test_other_names_are_of_parameters():
+    classes = {cls.__name__: cls for cls in (LongTailLoss, *LOSSES)}
+    for name, synonyms in SYNONYMS.items():
+        known = set(inspect.signature(classes[name]).parameters)
+        assert set(synonyms.values()) <= known
+        assert not set(synonyms) & known
 
 
 def test_what_means_the_same_is_inherited():

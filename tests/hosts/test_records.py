@@ -13,6 +13,7 @@ from lt_losses_mm.hosts import HOSTS, MMDET, MMPRETRAIN, MMSEG
 
 SETS = (
     'refused',
+    'listed_losses',
     'passes_probabilities',
     'keeps_quality',
     'focal',
@@ -92,7 +93,7 @@ class Module(nn.Module):
 def test_a_head_is_known_by_where_its_loss_hangs(host):
     head = Module(**{host.loss: nn.Identity()})
     assert hosts.host_of(head) is host
-    assert list(hosts.heads(nn.Sequential(head))) == [head]
+    assert list(hosts.heads(nn.Sequential(head))) == [('0', head, host)]
     rpn = nn.ModuleDict(dict(rpn_head=head))
     assert not list(hosts.heads(rpn))
     assert not list(hosts.classifiers(rpn))

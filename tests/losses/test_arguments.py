@@ -189,11 +189,16 @@ def test_sigmoid_losses_have_no_class_weight():
 
 
 def test_same_classes():
-    check.same_classes('Loss', 3, 3, 'the head')
+    loss = BalancedSoftmaxLoss()
+    check.same_classes(loss, 3, 3, 'the head')
     with pytest.raises(
         ValueError, match='Loss: num_classes=3, expected 4, as the head says'
     ):
-        check.same_classes('Loss', 3, 4, 'the head')
+        check.same_classes(loss, 3, 4, 'the head')
+    with pytest.raises(
+        ValueError, match=r"class_counts='2 counts', expected 4, as many"
+    ):
+        BalancedSoftmaxLoss(class_counts=[1, 2]).set_num_classes(4, 'a head')
 
 
 # ------------------------------------------------------------- class_weight

@@ -254,6 +254,16 @@ def test_other_names_than_the_file_has(write, classes, message):
         metric.evaluate(8)
 
 
+def test_another_order_where_the_labels_are_known(write):
+    """MMDetection numbers them as its file does, whatever metainfo says."""
+    data = content()
+    ids = {c['name']: c['id'] for c in data['categories']}
+    metric = build(write(data), classes=CLASSES[::-1])
+    for names in (CLASSES, ('owl', 'cat', 'yak', 'dog')):
+        metric.label_names = names
+        assert metric.category_ids() == [ids[name] for name in names]
+
+
 def test_a_slip_of_the_pen_in_a_long_name(write):
     """LVIS's own file has one; the categories go by position then."""
     data = content()
@@ -305,6 +315,28 @@ def test_no_coco_file(tmp_path, text):
     with pytest.raises(ValueError, match='val.json.*a COCO file') as raised:
         FrequencyGroupAP(str(path))
     assert len(str(raised.value)) < 500 + len(str(path))
+
+
+def test_no_file_at_all(tmp_path):
+    for path in (tmp_path / 'val.json', tmp_path):
+        with pytest.raises(
+            FileNotFoundError, match=f"FrequencyGroupAP: ann_file='{path}'"
+        ):
+            FrequencyGroupAP(str(path))
+
+
+@pytest.mark.parametrize('area', [{}, dict(area=None)])
+def test_boxes_of_unknown_area(write, area):
+    data = content()
+    right = build(write(data))
+    right.process({}, detections(data))
+    expected = right.evaluate(8)
+    for one in data['annotations']:
+        del one['area']
+        one.update(area)
+    metric = build(write(data))
+    metric.process({}, detections(data))
+    assert metric.evaluate(8) == expected
 
 
 def test_unknown_metric(write):

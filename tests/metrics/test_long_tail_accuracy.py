@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import Evaluator
-from mmengine.registry import DefaultScope
+from mmengine.registry import METRICS, DefaultScope
 
 from lt_losses_mm.metrics import LongTailAccuracy
 from lt_losses_mm.metrics.long_tail_accuracy import expected_calibration_error
@@ -328,3 +328,29 @@ def test_counts_of_other_classes_than_the_evaluated_data():
     metric.dataset_meta = dict(classes=('cat', 'owl', 'emu'))
     with pytest.raises(ValueError, match="missing: 'emu'.*them: 'dog'"):
         metric.check_class_counts(3)
+
+
+@pytest.mark.parametrize(
+    'name, left, said',
+    [
+        (
+            'LongTailAccuracy',
+            dict(topk=(1, 5)),
+            "'topk', .*class_counts='auto'",
+        ),
+        ('FrequencyGroupIoU', dict(iou_metrics=['mIoU']), "'iou_metrics', "),
+        (
+            'FrequencyGroupAP',
+            dict(ann_file='', format_only=True, outfile_prefix='x'),
+            r"'format_only', 'outfile_prefix', .*its own \(ann_file, metric=",
+        ),
+    ],
+)
+def test_what_another_metric_has_left(name, left, said):
+    """Only ``type`` was changed, of Accuracy, IoUMetric or CocoMetric."""
+    with pytest.raises(
+        TypeError,
+        match=f'^{name}: unknown keys {said}.*_delete_=True to the dict of '
+        'the metric',
+    ):
+        METRICS.build(dict(left, type=f'lt_losses_mm.{name}'))

@@ -12,6 +12,7 @@ from environments import pip
 ROOT = Path(__file__).parents[2]
 SOURCES = (
     'lt_losses_mm',
+    'benchmarks',
     'configs',
     'tools',
     'requirements',

@@ -86,9 +86,15 @@ def test_contents(wheel):
     }
     tools = {f'{mim}tools/{path.name}' for path in ROOT.glob('tools/*.py')}
     assert configs and {f'{mim}tools/train.py', f'{mim}tools/test.py'} <= tools
+    sweeps = {
+        f'{mim}{path.relative_to(ROOT)}'
+        for path in ROOT.glob('benchmarks/sweeps/*')
+    }
+    assert any(name.endswith('.yaml') for name in sweeps)
     assert {n for n in names if n.startswith(mim)} == {
         *configs,
         *tools,
+        *sweeps,
         f'{mim}model-index.yml',
     }
     assert 'lt_losses_mm/py.typed' in names
@@ -99,7 +105,7 @@ def test_contents(wheel):
     sources = {
         str(path.relative_to(ROOT))
         for path in ROOT.glob('lt_losses_mm/**/*')
-        if path.suffix in ('.cpp', '.json', '.typed')
+        if path.suffix in ('.cpp', '.json', '.typed', '.html', '.css', '.js')
     }
     assert any(name.endswith('native.cpp') for name in sources)
     assert sources <= names
@@ -230,6 +236,40 @@ def test_mim_search_lists_the_configs(installed, workplace):
     )
     for task in HOSTS:
         assert leaf(task, 'balanced-softmax').stem in out
+
+
+PLAN = """
+name: few
+seeds: [0]
+methods: [cross_entropy, post_hoc]
+tasks:
+  digits:
+    config: lt_losses_mm::classification/digits/RECIPE
+    metrics: {overall: accuracy/all}
+    options:
+      train_dataloader.batch_size: 2
+      train_dataloader.dataset.dataset.indices: 4
+      val_dataloader.dataset.dataset.indices: 4
+      test_dataloader.dataset.dataset.indices: 4
+      train_cfg.max_epochs: 1
+define:
+  post_hoc:
+    needs: {load_from: cross_entropy}
+    test: true
+    hooks: [{type: lt_losses_mm.PostHocLogitAdjustmentHook}]
+"""
+
+
+def test_a_sweep_from_the_wheel(installed, workplace):
+    recipe = leaf('classification', 'cross-entropy').name
+    (workplace / 'plan.yaml').write_text(PLAN.replace('RECIPE', recipe))
+    sweep = (installed, '-m', 'mim', 'run', 'mm-lt-losses', 'sweep')
+    out = run(*sweep, 'run', 'plan.yaml', cwd=workplace)
+    assert 'report: work_dirs/few/report.html' in out
+    ledger = (workplace / 'work_dirs/few/ledger.csv').read_text()
+    again = 'mim run mm-lt-losses sweep run plan.yaml --only digits/post_hoc/0'
+    assert again in ledger
+    assert (workplace / 'work_dirs/few/report.html').stat().st_size > 10_000
 
 
 BUILD = """

@@ -145,7 +145,7 @@ def test_counting_leaves_the_data_as_they_are():
 def test_any_nesting_of_wrappers(dataset, unit):
     expected = enumerate_counts(dataset, unit)
     if not any(expected):
-        with pytest.raises(ValueError, match='above zero'):
+        with pytest.raises(ValueError, match='has none'):
             count_dataset(dataset, unit=unit)
     else:
         counts = count_dataset(dataset, unit=unit)
@@ -418,11 +418,19 @@ def test_data_set_with_get_cat_ids_alone():
 
 
 @pytest.mark.parametrize(
-    'labels, shown', [([0, 5], '5'), ([-1, 0], '-1'), ([0.5, 1], '0.5')]
+    'labels, shown',
+    [
+        ([0, 5], '5'),
+        ([-1, 0], '-1 .*leave samples without a class out'),
+        ([0.5, 1], '0.5'),
+        ([['0'], ['1']], "'0'"),
+        ([[[0, 1]], [1]], r'\[\[0, 1\]\]'),
+        ([1, 2, 3, 4, 5], '5 .*count the labels from 0'),
+    ],
 )
 def test_label_out_of_range(labels, shown):
     with pytest.raises(
-        ValueError, match=f"class_counts='auto'.*0 to 4.*got {shown}.*Fix"
+        ValueError, match=f"class_counts='auto'.*0 to 4.*got {shown}"
     ):
         count_dataset(Labels(labels))
 
@@ -436,8 +444,19 @@ def test_faults():
         count_dataset(Labels([1, 2]), unit='instance')
     with pytest.raises(ValueError, match="count_unit='box'"):
         count_dataset(Boxes(), unit='box')
-    with pytest.raises(ValueError, match='above zero'):
+    with pytest.raises(
+        ValueError, match="has none. .*category_id.*'1' is not"
+    ):
         count_dataset(Boxes([[], []]))
+    crowds = Boxes([[1], [2]])
+    for info in crowds.data_list:
+        info['instances'][0]['ignore_flag'] = 1
+    with pytest.raises(ValueError, match='has none, and 2 boxes to ignore'):
+        count_dataset(crowds)
+    with pytest.raises(ValueError, match='none. .*the labels in the annotat'):
+        count_dataset(Labels([[], []]))
+    with pytest.raises(ValueError, match='has none'):
+        count_dataset(Subset(Boxes(), []))
     with pytest.raises(ValueError, match="got Captions with.*'text'.*Fix"):
         count_dataset(Captions())
 

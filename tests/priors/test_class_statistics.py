@@ -287,7 +287,9 @@ def test_advice_for_heads(run, scope, head, loss, classes, words):
     part = dict(type=head)
     if loss is not None:
         part['loss_cls'] = dict(type=loss or 'CrossEntropyLoss')
-    found = tool.heads(dict(default_scope=scope, model=dict(bbox_head=part)))
+    found = tool.heads_of_config(
+        dict(default_scope=scope, model=dict(bbox_head=part))
+    )
     counts = ClassCounts([100] + [1] * (classes - 1))
     lines = tool.advise(dict(default_scope=scope), list(found), counts)
     (line,) = (one for one in lines if one.startswith('First try: '))
@@ -296,7 +298,7 @@ def test_advice_for_heads(run, scope, head, loss, classes, words):
 
 def test_heads_of_each_host():
     tool = importlib.import_module('class_statistics')
-    found = tool.heads(
+    found = tool.heads_of_config(
         dict(
             model=dict(
                 rpn_head=dict(type='RPNHead', loss_cls=dict(type='X')),

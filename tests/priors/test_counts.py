@@ -249,6 +249,9 @@ LOADED = dict(
         _box((1, 7), iscrowd=1),
         _box((1, 7), ignore=1),
         _box((1, 3), (60, 40, 20, 20)),  # partly outside
+        _box((1, 7), (float('nan'), 5, 20, 20)),
+        _box((1, 7), (5, 5, 20, float('nan'))),
+        dict(_box((1, 3)), area=float('nan')),
     ],
 )
 
@@ -257,16 +260,26 @@ def test_a_file_counts_as_the_data_set_that_loads_it(tmp_path):
     path = _write(tmp_path / 'train.json', _with_ids(LOADED))
     assert load_class_counts(path).counts.tolist() == [1, 2]
     instances = load_class_counts(path, unit='instance')
-    assert instances.counts.tolist() == [1, 3]
+    assert instances.counts.tolist() == [1, 4]
     mmdet = pytest.importorskip('mmdet.datasets')
     dataset = mmdet.CocoDataset(
         ann_file=str(path),
         metainfo=dict(classes=('cup', 'urn')),
         data_prefix=dict(img=''),
     )
-    for unit, counts in (('image', [1, 2]), ('instance', [1, 3])):
+    for unit, counts in (('image', [1, 2]), ('instance', [1, 4])):
         counted = count_dataset(dataset, unit=unit)
         assert counted.counts.tolist() == counts
+
+
+@pytest.mark.parametrize('area', [{}, dict(area=None)])
+def test_boxes_of_unknown_area_are_counted(tmp_path, area):
+    boxes = [_box((0, 7)), _box((1, 7)), _box((1, 3), (5, 5, 0, 20))]
+    for box in boxes:
+        del box['area']
+    content = dict(LOADED, annotations=[dict(box, **area) for box in boxes])
+    path = _write(tmp_path / 'train.json', _with_ids(content))
+    assert load_class_counts(path).counts.tolist() == [2, 0]
 
 
 def _with_ids(content):
@@ -456,6 +469,10 @@ def test_arrays(tmp_path):
         (b'x' * 10**6, ['line 1']),
         (b'null', ['line 1']),
         (b'[1, null]', ['finite', 'class 1']),
+        (b'{"counts": {"cat": 5}}', ["keys 'cat'", '"names": [...]}']),
+        (b'{}', ['the keys none']),
+        (b'{"counts": 5}', ["keys 'counts'"]),
+        (b'{"counts": [1, 2], "names": [null, null]}', ['a list of names']),
         (b'[[1, 2], [3]]', ['plain numbers']),
         (b'["' + b'x' * 10**6 + b'", 2]', ['plain numbers']),
         (b'[{"a": 1}]', ['plain numbers']),
@@ -505,7 +522,22 @@ def test_arrays(tmp_path):
             _coco(
                 annotations=[dict(image_id=0, category_id=1, bbox=[1, None])]
             ),
-            ['bbox'],
+            ["'bbox': [1, None]", "'image_id': 0"],
+        ),
+        (
+            _coco(
+                images=[dict(id=0, width=9, height=9)],
+                annotations=[dict(image_id='0', category_id=1)],
+            ),
+            ['images that are not listed', "'1' is not 1"],
+        ),
+        (
+            _coco(
+                annotations=[
+                    dict(id=5, image_id=0, category_id=1, bbox=None, area=None)
+                ]
+            ),
+            ["'id': 5", "'bbox': None"],
         ),
         (
             _coco(
@@ -611,6 +643,9 @@ def test_bad_groups():
         frequency_groups([1, 2], 'coco')
     with pytest.raises(ValueError, match='thresholds=.*low <= high'):
         frequency_groups([1, 2], thresholds=(9, 3))
+    for bad in (100, (1, 2, 3), 'ab', (None, 5)):
+        with pytest.raises(ValueError, match='thresholds=.*two numbers.*100'):
+            frequency_groups([1, 2], thresholds=bad)
 
 
 def test_labels_are_positions_in_the_annotation_file(tmp_path):

@@ -368,7 +368,9 @@ def test_only_drawn_masks_are_read(root):
     dataset = build(root)
     (root / 'ann/1.png').unlink()
     assert count_dataset(Subset(dataset, [0])).counts.sum() > 0
-    with pytest.raises(FileNotFoundError, match=r'ann/1\.png'):
+    with pytest.raises(
+        FileNotFoundError, match=r'ann/1\.png. Fix: correct data_p'
+    ):
         count_dataset(dataset)
 
 

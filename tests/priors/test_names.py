@@ -18,6 +18,7 @@ from lt_losses_mm.priors import (
     joined,
     same_labels,
 )
+from lt_losses_mm.priors import names as names_module
 
 
 class Labels(BaseDataset):
@@ -48,6 +49,12 @@ def test_empty_classes_are_named():
 def test_empty_classes_are_told_with_what_was_ignored():
     told = empty_classes(ClassCounts([0, 4], 'pixel', ignored=0.25))
     for words in ('pixel', '(25 %', ': 0;', 'ignore_index'):
+        assert words in told
+
+
+def test_causes_of_empty_classes_fit_folders():
+    told = empty_classes(ClassCounts([5, 0], source='CustomDataset'))
+    for words in ('folders spell otherwise', 'suffix that is read'):
         assert words in told
 
 
@@ -145,6 +152,21 @@ def test_counts_are_joined_by_name(caplog):
         assert words in told
 
 
+def test_counts_of_further_classes_are_left_out(caplog):
+    caplog.set_level('INFO')
+    names_module._say_once.cache_clear()
+    for _ in range(2):
+        found = joined(COUNTS, ('owl', 'cat'), 'the data')
+        assert found.counts.tolist() == [1, 9]
+        assert found.names == ('owl', 'cat')
+    (told,) = [r.getMessage() for r in caplog.records]
+    for words in ("class_counts='c.json'", "1 are left out ('dog')"):
+        assert words in told
+    # One of a name that is not asked for may be there twice.
+    counts = ClassCounts([9, 5, 1], names=('cat', 'cat', 'owl'))
+    assert joined(counts, ['owl'], 'the data').counts.tolist() == [1]
+
+
 @pytest.mark.parametrize('names', [None, COUNTS.names, list(COUNTS.names)])
 def test_nothing_to_join(names, caplog):
     assert joined(COUNTS, names, 'the data') is COUNTS
@@ -156,7 +178,8 @@ def test_nothing_to_join(names, caplog):
 @pytest.mark.parametrize(
     'names, words',
     [
-        (('cat', 'dog'), ["among them: 'owl'", 'missing: none']),
+        (('cat', 'emu'), ["missing: 'emu'", "among them: 'dog', 'owl'"]),
+        (('cat', 'cat'), ['one count for each of the 2 classes']),
         (('cat', 'dog', 'owl', 'emu'), ["missing: 'emu'"]),
         (('dog', 'owl', 'emu'), ["missing: 'emu'", "among them: 'cat'"]),
     ],
@@ -184,7 +207,7 @@ def test_messages_stay_short():
     names = tuple(f'class {i}' for i in range(5000))
     counts = ClassCounts(np.ones(5000), names=names)
     with pytest.raises(ValueError) as caught:
-        joined(counts, names[1:], 'the data')
+        joined(counts, ('emu', *names[2:]), 'the data')
     assert len(str(caught.value)) < 600
     with pytest.raises(ValueError) as caught:
         same_labels(names, 'x', names[::-1], 'y')
@@ -242,6 +265,33 @@ def test_labels_follow_the_file(coco, caplog):
     assert count_dataset(part).names == ('cat', 'owl')
 
 
+def test_all_names_are_misspelt(coco):
+    """Without a category there are no labels, and every count is zero."""
+    with pytest.raises(ValueError, match=r"lacks 'a', 'b'.*\('A', 'B'\)"):
+        count_dataset(coco(('A', 'B'), ('a', 'b')))
+    with pytest.raises(ValueError, match=r"=\(1, 2\), .*\('1', '2'\)"):
+        count_dataset(coco(('1', '2'), (1, 2)))
+    # Such as those of COCO, which are the data set's own.
+    with pytest.raises(
+        ValueError, match=r"none of.*the file \('hen', 'owl'\)"
+    ):
+        count_dataset(coco(('hen', 'owl'), ('person', 'bicycle')))
+
+
+@pytest.mark.parametrize(
+    'classes', [('cat', 'cat', 'dog'), ['cat', 'dog'] * 2]
+)
+def test_a_name_that_metainfo_has_twice(coco, classes):
+    with pytest.raises(ValueError, match="each class once, got 'cat'"):
+        count_dataset(coco(('cat', 'dog'), classes))
+
+
+def test_no_name_in_metainfo_means_all(coco):
+    counts = count_dataset(coco(('cat', 'dog'), (), (0, 0, 1)))
+    assert counts.counts.tolist() == [2, 1]
+    assert counts.names == ('cat', 'dog')
+
+
 @pytest.mark.parametrize('misspelt', ['tuned', 'Turned'])
 def test_a_name_that_the_file_lacks(coco, misspelt):
     dataset = coco(('slate', 'turned', 'flat'), ('slate', misspelt, 'flat'))
@@ -289,7 +339,8 @@ def test_metainfo_that_is_a_list(coco):
     assert counts.names == ('cat', 'dog')
 
 
-def test_names_of_voc_in_another_case(tmp_path, caplog):
+@pytest.fixture
+def voc(tmp_path):
     datasets = pytest.importorskip('mmdet.datasets')
     (tmp_path / 'Annotations').mkdir()
     for i, name in enumerate(('dog', 'Dog', 'cat', 'horse')):
@@ -307,10 +358,32 @@ def test_names_of_voc_in_another_case(tmp_path, caplog):
         lazy_init=True,
     )
     dataset.data_prefix = dict(sub_data_root=str(tmp_path))
-    counts = count_dataset(dataset)
-    assert counts.counts.tolist() == [1, 1]
+    return dataset
+
+
+def test_names_of_voc_in_another_case(voc, caplog):
+    assert count_dataset(voc).counts.tolist() == [1, 1]
     (told,) = [w for w in _warnings(caplog) if 'spelt' in w]
     assert "'Dog' (class 'dog')" in told and 'horse' not in told
+
+
+def test_no_name_of_voc_is_a_class(voc, caplog):
+    """As where somebody's own data have the data set's own names."""
+    voc._metainfo['classes'] = ('aeroplane', 'bicycle')
+    with pytest.raises(ValueError, match='has none'):
+        count_dataset(voc)
+    (told,) = _warnings(caplog)
+    assert "names of the files ('Dog', 'cat', 'dog', 'horse')" in told
+
+
+def test_other_ranks_do_not_read_the_files_of_voc(voc, monkeypatch):
+    read = []
+    monkeypatch.setattr(names_module, '_object_names', read.append)
+    distributed = names_module.distributed
+    monkeypatch.setattr(distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(distributed, 'get_rank', lambda: 1)
+    assert class_names(voc) == ('cat', 'dog')
+    assert not read
 
 
 def test_boxes_that_are_ignored_are_a_share(coco):

@@ -379,8 +379,9 @@ LOSS_MISTAKES = {
     'counts of other classes': (
         '    options: {loss.class_counts: [1, 2]}\n    methods: '
         '[balanced_softmax]\n',
-        '8: tasks.first.options.loss.class_counts=[1, 2], expected a count '
-        'for each of the 40 classes of first, got 2',
+        '8: tasks.first.options.loss.class_counts=[1, 2], expected what the '
+        "loss takes, but: BalancedSoftmaxLoss: class_counts='2 counts', "
+        'expected 40',
     ),
     'parameter of another loss': (
         '    options: {loss.gamma: 2}\n    methods: [balanced_softmax]\n',
