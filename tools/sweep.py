@@ -182,7 +182,9 @@ def run(args: argparse.Namespace) -> int:
                 args.retries,
                 args.retry_failed,
             )
-            outcome = sweep.run(executor(args), lines.show)
+            where = executor(args)
+            lines.say(where.describe())
+            outcome = sweep.run(where, lines.show)
     print(f'ledger: {args.ledger}')
     if outcome.failed or outcome.waiting:
         print(
@@ -201,9 +203,7 @@ def executor(args: argparse.Namespace) -> Executor:
         )
     if args.executor == 'ray':
         return RayExecutor(args.address, args.jobs, args.cpus)
-    here = LocalExecutor(args.jobs)
-    print(here.describe())
-    return here
+    return LocalExecutor(args.jobs)
 
 
 def parse(option: str) -> tuple[str, object]:

@@ -119,11 +119,26 @@ class Sweep:
                     break
                 time.sleep(pause)
         finally:
-            for job in self.jobs.values():
-                job.stop()
+            self.stop()
             self.look(final=True)
             executor.close()
         return self.outcome()
+
+    def stop(self, patience: float = 30) -> None:
+        """End what runs, and wait until the trainings have ended as well.
+
+        Args:
+            patience: Seconds; what takes longer ends by itself.
+        """
+        for job in self.jobs.values():
+            job.stop()
+        until = time.time() + patience
+        folders = {trial.key: trial.folder for trial in self.trials}
+        while time.time() < until and any(
+            not job.ended() or worker.is_held(folders[key])
+            for key, job in self.jobs.items()
+        ):
+            time.sleep(0.1)
 
     def outcome(self) -> Outcome:
         done = [t for t in self.trials if t.key in self.recorded]

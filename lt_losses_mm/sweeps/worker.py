@@ -44,7 +44,11 @@ class TrialError(Exception):
 
 def main(folder: Path) -> int:
     """Run the trial unless it is done or somebody else runs it."""
-    stop = signal.signal(signal.SIGTERM, _stop)
+    # Ctrl-C as well, where somebody runs it by hand.
+    before = {
+        number: signal.signal(number, _stop)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         with open(folder / LOCK, 'a') as lock:
             if not hold(lock):
@@ -65,7 +69,8 @@ def main(folder: Path) -> int:
     except Stopped:
         return WAS_STOPPED
     finally:
-        signal.signal(signal.SIGTERM, stop)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def hold(lock: IO[str]) -> bool:
@@ -87,6 +92,9 @@ class Stopped(BaseException):
 
 
 def _stop(*_: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Asked twice, it would leave its training behind.
+        signal.signal(number, signal.SIG_IGN)
     raise Stopped
 
 
@@ -160,15 +168,14 @@ def run(
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a training and all its children."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            continue
-        break
+    """End a training and all its children, which hold the lock as well."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

@@ -57,7 +57,8 @@ for epoch in range(first + 1, 4):
     time.sleep(pause)
     if behaviour != 'silent':
         few = base / 2
-        say(**{'accuracy/all': base + epoch, 'accuracy/few': few, 'step': epoch})
+        overall = base + epoch
+        say(**{'accuracy/all': overall, 'accuracy/few': few, 'step': epoch})
 print('ended')
 """
 # Stands in for tools/test.py: what the checkpoint's training had, plus one.
