@@ -44,7 +44,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         return args.call(args)
-    except (ValueError, ImportError, SweepError) as error:
+    except (ValueError, ImportError, OSError, SweepError) as error:
         sys.exit(f'sweep: {error}')
     except KeyboardInterrupt:
         print('stopped; `sweep run` goes on where it was')

@@ -57,20 +57,33 @@ def main(folder: Path) -> int:
                 return 0
             (folder / FAILED).unlink(missing_ok=True)
             try:
-                result = attempt(folder, lock.fileno())
-            except TrialError as error:
-                write_json(
-                    folder / FAILED,
-                    dict(note=str(error), log=log_tail(folder)),
-                )
+                write_json(folder / DONE, attempt(folder, lock.fileno()))
+                return 0
+            except (TrialError, OSError) as error:
+                note_failure(folder, error)
                 return HAS_FAILED
-            write_json(folder / DONE, result)
-            return 0
+    except OSError as error:
+        sys.exit(f'{folder}: {error}')
     except Stopped:
         return WAS_STOPPED
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def note_failure(folder: Path, error: Exception) -> None:
+    """Write down why a trial has failed, and whether its disk is full."""
+    note = str(error)
+    whole_checkpoints(folder)  # Makes room, if the last one was cut.
+    probe = folder / '.room'
+    try:
+        probe.write_bytes(bytes(2**20))
+    except OSError as full:
+        if isinstance(error, TrialError):
+            note += f'; {full}'
+    finally:
+        probe.unlink(missing_ok=True)
+    write_json(folder / FAILED, dict(note=note, log=log_tail(folder)))
 
 
 def hold(lock: IO[str]) -> bool:
