@@ -137,6 +137,12 @@ def train(trial: dict[str, Any], folder: Path, lock: int) -> None:
     """Run the training to its end."""
     whole = whole_checkpoints(folder)
     resume = ['--resume', str(whole[-1])] if whole else []
+    if whole:
+        # Killed in an evaluation, which a training that goes on leaves out.
+        step, (begin, interval) = step_of(whole[-1]), trial['val']
+        due = step >= begin and step % interval == 0
+        if due and step not in evaluations(folder, trial):
+            test(trial, folder, lock, whole[-1])
     run([*trial['train'], *resume], trial, folder, lock)
 
 
@@ -144,8 +150,9 @@ def test(
     trial: dict[str, Any], folder: Path, lock: int, checkpoint: str | Path
 ) -> None:
     """Evaluate a checkpoint as the test of the config does."""
-    config, *rest = trial['test']
-    run([config, *rest, str(checkpoint)], trial, folder, lock)
+    place = folder / f'test-{Path(checkpoint).stem}'
+    command = [*trial['test'], str(checkpoint), '--work-dir', str(place)]
+    run(command, trial, folder, lock)
 
 
 def run(
@@ -222,7 +229,12 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def step_of(checkpoint: str | Path) -> int:
-    """Epoch or iteration that a checkpoint is named after, 0 if none."""
+    """Epoch or iteration that a checkpoint is named after, 0 if none.
+
+    Example:
+        >>> step_of('work_dirs/epoch_12.pth')
+        12
+    """
     found = re.search(r'(?:epoch|iter)_(\d+)', Path(checkpoint).name)
     return int(found[1]) if found else 0
 
@@ -233,26 +245,30 @@ def scalars(folder: Path) -> Iterator[dict[str, Any]]:
     An evaluation has no ``loss``, and as ``step`` its epoch or iteration; a
     test's is that of its checkpoint. A line that is cut is left out.
     """
-    files = [*folder.glob('*/vis_data/scalars.json'), *folder.glob('*/*.json')]
+    files = [
+        path
+        for pattern in ('*/vis_data/scalars.json', 'test-*/*/*.json')
+        for path in folder.glob(pattern)
+    ]
     for path in sorted(files, key=lambda path: path.relative_to(folder).parts):
+        place = path.relative_to(folder).parts[0]
+        tested = {'step': step_of(place)} if place[:5] == 'test-' else {}
         for line in path.read_text(errors='replace').splitlines():
             with contextlib.suppress(ValueError):
                 found = json.loads(line)
                 if isinstance(found, dict):
-                    yield found
+                    yield {**tested, **found}
 
 
 def evaluations(
     folder: Path, trial: dict[str, Any]
 ) -> dict[int, dict[str, Any]]:
     """Step -> what was measured there; of a repeated one the last counts."""
-    checkpoint = trial['checkpoint']
-    last = step_of(checkpoint) if checkpoint else final_step(folder)
     found: dict[int, dict[str, Any]] = {}
     for values in scalars(folder):
         # Lists have a line of their own, statistics steps of their own.
         if 'loss' not in values and not is_statistics(values):
-            found.setdefault(values.get('step', last), {}).update(values)
+            found.setdefault(values.get('step', 0), {}).update(values)
     overall = trial['metrics'][0]
     return {k: v for k, v in sorted(found.items()) if overall in v}
 
