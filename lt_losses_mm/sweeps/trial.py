@@ -97,6 +97,11 @@ class Trial:
             metrics: Names in the log, the overall one first.
         """
         cfg, file = self.write_config()
+        # MMEngine writes what it trains with into the work directory, under
+        # the name of its config; one that resumes is none to run alone.
+        trained = self.folder / '.config' / 'as_trained.py'
+        with in_one_step(trained) as part:
+            part.write_text(cfg.pretty_text, 'utf-8')
         start = [sys.executable]
         end: list[str] = []
         if self.gpus > 1:
@@ -111,7 +116,7 @@ class Trial:
             self.folder / worker.TRIAL,
             dict(
                 train=[
-                    *(*start, str(TOOLS / 'train.py'), str(file)),
+                    *(*start, str(TOOLS / 'train.py'), str(trained)),
                     *('--work-dir', str(self.folder), *end),
                 ],
                 # The checkpoint goes last.

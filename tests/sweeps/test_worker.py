@@ -21,11 +21,11 @@ fork = multiprocessing.get_context('fork')
 STUBBORN = """
 import signal, subprocess, sys, time
 from pathlib import Path
-child = 'import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(9)'
+child = 'import signal, time; signal.signal(15, 1); time.sleep(60)'
 child = subprocess.Popen([sys.executable, '-c', child], close_fds=False)
 time.sleep(0.3)
 Path(sys.argv[1], 'child').write_text(str(child.pid))
-time.sleep(9)
+time.sleep(60)
 """
 
 
