@@ -42,6 +42,9 @@ class Job(Protocol):
 class Executor(Protocol):
     """Starts workers."""
 
+    # Seconds between two looks whether a job has ended.
+    pause: float
+
     def describe(self) -> str:
         """What a person has to know of where and how trainings run."""
 
@@ -120,6 +123,8 @@ class LocalExecutor:
         jobs: Trainings at a time; by default as many as there are GPUs, or
             one on a machine without.
     """
+
+    pause = 0.05
 
     def __init__(self, jobs: int | None = None) -> None:
         self.gpus = visible_gpus()
@@ -218,6 +223,8 @@ class SlurmExecutor:
         ImportError: Without submitit.
         ValueError: If there is no Slurm, or an option is none.
     """
+
+    pause = 2.0
 
     def __init__(
         self,
@@ -332,6 +339,8 @@ class RayExecutor:
         ImportError: Without Ray.
         ValueError: If there is no cluster at the address.
     """
+
+    pause = 0.2
 
     def __init__(
         self, address: str = 'auto', jobs: int | None = None, cpus: int = 1

@@ -86,14 +86,12 @@ class Sweep:
         self,
         executor: Executor,
         show: Callable[[Sweep], None] = lambda sweep: None,
-        pause: float = 1.0,
     ) -> Outcome:
         """Start what is missing until nothing more can be done.
 
         Args:
             executor: Where.
             show: Called again and again, for a picture of the progress.
-            pause: Seconds between two looks.
 
         Raises:
             SweepError: If the code changes while trials run, no trial can
@@ -119,12 +117,21 @@ class Sweep:
                 show(self)
                 if not self.running() and not (ready and not over):
                     break
-                time.sleep(pause)
+                self.rest(executor)
         finally:
             self.stop()
             self.look(final=True)
             executor.close()
         return self.outcome()
+
+    def rest(self, executor: Executor) -> None:
+        """Wait until a job has ended, for a second at most."""
+        until = time.time() + 1
+        while True:
+            time.sleep(executor.pause)
+            ended = any(job.ended() for job in self.jobs.values())
+            if ended or time.time() >= until:
+                return
 
     def stop(self, patience: float = 30) -> None:
         """End what runs, and wait until the trainings have ended as well.

@@ -16,6 +16,7 @@ It needs nothing but Python, so that a trial costs no more than its training.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import math
@@ -49,6 +50,7 @@ def main(folder: Path) -> int:
         number: signal.signal(number, _stop)
         for number in (signal.SIGTERM, signal.SIGINT)
     }
+    adopt_orphans()
     try:
         with open(folder / LOCK, 'a') as lock:
             if not hold(lock):
@@ -187,8 +189,27 @@ def run(
         raise TrialError(f'exit status {status}: {last_words(folder)}')
 
 
+def adopt_orphans() -> None:
+    """Become the parent of what the training leaves behind, on Linux.
+
+    The ranks of ``torchrun`` have sessions of their own and go on without it.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        prctl = ctypes.CDLL(None).prctl
+        prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def children() -> list[int]:
+    """Processes whose parent this is, none where Linux does not say it."""
+    try:
+        here = Path(f'/proc/self/task/{os.getpid()}/children')
+        return [int(pid) for pid in here.read_text().split()]
+    except OSError:
+        return []
+
+
 def end(process: subprocess.Popen) -> None:
-    """End a training and all its children, which hold the lock as well."""
+    """End a training and all its children, which may hold the lock as well."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -196,6 +217,11 @@ def end(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    # Those of the ones that are ended come next.
+    for pid in iter(lambda: next(iter(children()), 0), 0):
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

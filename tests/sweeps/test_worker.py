@@ -22,7 +22,11 @@ STUBBORN = """
 import signal, subprocess, sys, time
 from pathlib import Path
 child = 'import signal, time; signal.signal(15, 1); time.sleep(60)'
-child = subprocess.Popen([sys.executable, '-c', child], close_fds=False)
+child = subprocess.Popen(
+    [sys.executable, '-c', child],
+    close_fds=False,
+    start_new_session='session' in sys.argv,
+)
 time.sleep(0.3)
 Path(sys.argv[1], 'child').write_text(str(child.pid))
 time.sleep(60)
@@ -237,14 +241,43 @@ def test_killed_training_is_a_failure(case):
     assert not (case.folder / worker.FAILED).exists()
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_end(case, number):
-    """With its training, and with a child of that which ignores it."""
+def stubborn(case: Case, *more: str) -> Path:
+    """Make that training; where it writes the number of its child."""
     script = case.folder / 'stubborn.py'
     script.write_text(STUBBORN)
-    case.told['train'] = [sys.executable, str(script), str(case.folder)]
+    command = [sys.executable, str(script), str(case.folder), *more]
+    case.told['train'] = command
+    return case.folder / 'child'
+
+
+def test_nothing_of_a_killed_training_is_left(case):
+    """Not even what is in a session of its own, as ranks of torchrun."""
+    child = stubborn(case, 'session')
     process = case.start()
-    child = case.folder / 'child'
+    case.wait_for(lambda: child.exists() and child.read_text())
+    (training,) = (
+        int(pid)
+        for pid in Path(f'/proc/{process.pid}/task/{process.pid}/children')
+        .read_text()
+        .split()
+    )
+    os.kill(training, signal.SIGKILL)
+    assert process.wait(5) == worker.HAS_FAILED
+    case.wait_for(lambda: not alive(int(child.read_text())))
+
+
+@pytest.mark.parametrize(
+    'number, more',
+    [
+        (signal.SIGTERM, []),
+        (signal.SIGTERM, ['session']),
+        (signal.SIGINT, []),
+    ],
+)
+def test_asked_to_end(case, number, more):
+    """With its training, and with a child of that which ignores it."""
+    child = stubborn(case, *more)
+    process = case.start()
     case.wait_for(lambda: child.exists() and child.read_text())
     process.send_signal(number)
     assert process.wait(5) == worker.WAS_STOPPED
