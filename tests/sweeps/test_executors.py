@@ -81,6 +81,76 @@ def stopped_by_hand(toy, *arguments: str) -> None:
     assert not workers(toy.folder)
 
 
+# Commands of Slurm, on one machine and without limits; a job's number is that
+# of its process.
+SLURM = dict(
+    sbatch="""
+script="${@: -1}"
+export SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0
+export SLURM_LOCALID=0 SLURM_JOB_NODELIST=here
+setsid bash -c 'export SLURM_JOB_ID=$$; exec bash "$0"' "$script" \\
+    > /dev/null 2>&1 &
+echo $! >> "$(dirname "$0")/submitted"
+echo "Submitted batch job $!"
+""",
+    srun="""
+while [[ $1 == -* ]]; do
+    if [[ $1 == --output || $1 == --error ]]; then shift; fi
+    shift
+done
+exec "$@"
+""",
+    sacct="""
+echo 'JobID|State|NodeList'
+while [[ $# -gt 0 ]]; do
+    if [[ $1 == -j ]]; then
+        state=COMPLETED
+        if kill -0 "$2" 2> /dev/null; then state=RUNNING; fi
+        echo "$2|$state|here"
+        shift
+    fi
+    shift
+done
+""",
+)
+
+
+@slow
+class TestCommandsOfSlurm:
+    """With commands that behave as Slurm's do."""
+
+    @pytest.fixture
+    def toy(self, toy, monkeypatch):
+        pytest.importorskip('submitit')
+        commands = toy.folder / 'bin'
+        commands.mkdir()
+        for name, text in SLURM.items():
+            (commands / name).write_text(f'#!/bin/bash{text}')
+            (commands / name).chmod(0o755)
+        monkeypatch.setenv('PATH', f'{commands}:{os.environ["PATH"]}')
+        return toy
+
+    def test_job_of_a_killed_sweep_is_found(self, toy, undisturbed):
+        arguments = TestSlurm.arguments
+        process = toy.start('run', str(toy.plan), *arguments)
+        wait_for(lambda: len(toy.started()) == 3)
+        process.kill()
+        process.communicate(timeout=60)
+        status, said = toy.run(*arguments)
+        assert status == 0, said
+        assert toy.values() == undisturbed
+        assert len(toy.started()) == 6
+        submitted = (toy.folder / 'bin' / 'submitted').read_text().split()
+        assert len(submitted) == 6
+
+    def test_without_slurm(self, toy):
+        for name in SLURM:
+            (toy.folder / 'bin' / name).unlink()
+        status, said = toy.run(*TestSlurm.arguments)
+        assert status == 1
+        assert 'expected a Slurm cluster that takes these options' in said
+
+
 @slow
 class TestSlurm:
     """By submitit's executor for one machine."""
