@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -136,6 +137,11 @@ class Lines:
         self.live.update(Group(table, bar))
 
 
+def plain_console() -> Console:
+    """A console; in a log its tables are wider than a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
 def overall_of(plan: Plan, trial: Trial) -> str:
     """Name of the metric that decides, in the log."""
     return plan.tasks[trial.task]['metrics']['overall']
@@ -194,7 +200,7 @@ def status(plan: Plan, trials: list[Trial], table: Path) -> None:
             for state in ('done', 'running', 'failed', 'waiting')
         ]
         seen.add_row(task, method, *cells)
-    console = Console()
+    console = plain_console()
     console.print(seen)
     for trial in trials:
         if states[str(trial)] == 'running':
@@ -213,7 +219,7 @@ def dry_run(
     plan: Plan, trials: list[Trial], left_out: list[str], table: Path
 ) -> None:
     """Print the matrix and the time, and write the config of each trial."""
-    console = Console()
+    console = plain_console()
     recorded = {row['trial']: row['status'] for row in ledger.read(table)}
     missing = [t for t in trials if state_of(t, recorded) != 'done']
     for trial in missing:
