@@ -66,7 +66,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         return args.call(args)
-    except (ValueError, ImportError, SweepError) as error:
+    except (ValueError, ImportError, OSError, SweepError) as error:
         sys.exit(f'sweep: {error}')
     except KeyboardInterrupt:
         print('stopped; `sweep run` goes on where it was')
@@ -313,7 +313,9 @@ def execute(
             return 0
         with Lines() as lines:
             sweep = make(lines.say)
-            outcome = sweep.run(executor(args), lines.show)
+            where = executor(args)
+            lines.say(where.describe())
+            outcome = sweep.run(where, lines.show)
     if outcome.done:
         page = args.folder / 'report.html'
         write_report(args.ledger, page, page.with_suffix('.md'))
@@ -340,9 +342,7 @@ def executor(args: argparse.Namespace) -> Executor:
         )
     if args.executor == 'ray':
         return RayExecutor(args.address, args.jobs, args.cpus)
-    here = LocalExecutor(args.jobs)
-    print(here.describe())
-    return here
+    return LocalExecutor(args.jobs)
 
 
 def parse(option: str) -> tuple[str, object]:

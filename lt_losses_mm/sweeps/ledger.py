@@ -14,6 +14,7 @@ import fcntl
 import gzip
 import io
 import os
+import zlib
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping
 
@@ -64,7 +65,7 @@ def read(path: str | os.PathLike) -> list[dict[str, str]]:
         return []
     try:
         text = _text(path)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise fault(
             'ledger',
             str(path),
@@ -73,7 +74,7 @@ def read(path: str | os.PathLike) -> list[dict[str, str]]:
             'its trials',
         ) from error
     rows = []
-    reader = csv.reader(io.StringIO(text, newline=''))
+    reader = csv.reader(io.StringIO(text, newline=''), strict=True)
     header = next(reader, [])
     if header != list(COLUMNS):
         raise fault(
@@ -83,12 +84,20 @@ def read(path: str | os.PathLike) -> list[dict[str, str]]:
             f'{", ".join(header) or "nothing"}',
             'give the path of a ledger that `sweep` has written',
         )
-    for cells in reader:
-        problem = _problem(cells)
+    while True:
+        # A quote too many takes in the lines below; its own is named.
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+            problem = _problem(cells)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            problem = f'got {error}'
         if problem:
             raise fault(
                 'ledger',
-                f'{path}:{reader.line_num}',
+                f'{path}:{line}',
                 f'a row of {len(COLUMNS)} cells, {problem}',
                 'delete the line, and all others of its trial; `sweep run` '
                 'writes them again from the folder of the trial',
@@ -99,7 +108,12 @@ def read(path: str | os.PathLike) -> list[dict[str, str]]:
 
 def _text(path: Path) -> str:
     raw = path.read_bytes()
-    return (gzip.decompress(raw) if path.suffix == '.gz' else raw).decode()
+    raw = gzip.decompress(raw) if path.suffix == '.gz' else raw
+    text = raw.decode('utf-8-sig')
+    if not text.endswith('\n'):
+        # Its last cell may be whole, and is not known to be.
+        raise EOFError(f'line {len(text.splitlines())} is cut')
+    return text
 
 
 def _problem(cells: list[str]) -> str:
@@ -133,9 +147,15 @@ def add(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
 def write(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
     """Write a whole ledger in one step."""
     out = io.StringIO(newline='')
-    writer = csv.DictWriter(out, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+    plain, quoted = (
+        csv.DictWriter(out, COLUMNS, lineterminator='\n', quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    plain.writeheader()
+    for row in rows:
+        # Python writes a carriage return without the quotes that it needs.
+        bare = any('\r' in cell for cell in row.values())
+        (quoted if bare else plain).writerow(row)
     raw = out.getvalue().encode()
     if path.suffix == '.gz':
         raw = gzip.compress(raw, mtime=0)
@@ -154,11 +174,16 @@ def merge(
     The same trial may be in more than one. Of a trial that failed or was
     pruned in one and was done in another the latter counts; of two with
     different values the first.
+
+    Raises:
+        ValueError: If a file is missing, or is no ledger.
     """
     kept: dict[str, list[dict[str, str]]] = {}
     origin: dict[str, Path] = {}
     conflicts = []
     for path in map(Path, paths):
+        if not path.exists():
+            raise fault('ledger', str(path), 'a file, and there is none')
         trials: dict[str, list[dict[str, str]]] = {}
         for row in read(path):
             trials.setdefault(row['trial'], []).append(row)

@@ -104,10 +104,9 @@ class Search(Sweep):
         self,
         executor: Executor,
         show: Callable[[Sweep], None] = lambda sweep: None,
-        pause: float = 1.0,
     ) -> Outcome:
         self.executor = executor
-        return super().run(executor, show, pause)
+        return super().run(executor, show)
 
     def look(self, final: bool = False) -> None:
         """Take in what has ended, and choose what comes next."""

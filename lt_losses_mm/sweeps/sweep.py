@@ -73,35 +73,30 @@ class Sweep:
         self.retries = retries
         self.failures: dict[str, int] = {}
         self.jobs: dict[str, Job] = {}
-        self.recorded = {
-            row['trial']
-            for row in ledger.read(table)
-            if row['status'] == 'done'
-        }
-        self.given_up = set()
-        if not retry_failed:
-            self.given_up = {
-                trial.key
-                for trial in trials
-                if (trial.folder / worker.FAILED).exists()
-            }
+        self.problem = ''
+        rows = ledger.read(table)
+        self.recorded, self.given_up = (
+            {row['trial'] for row in rows if row['status'] == status}
+            for status in ('done', 'failed')
+        )
+        if retry_failed:
+            self.given_up = set()
 
     def run(
         self,
         executor: Executor,
         show: Callable[[Sweep], None] = lambda sweep: None,
-        pause: float = 1.0,
     ) -> Outcome:
         """Start what is missing until nothing more can be done.
 
         Args:
             executor: Where.
             show: Called again and again, for a picture of the progress.
-            pause: Seconds between two looks.
 
         Raises:
-            SweepError: If the code changes while trials run, or the ledger
-                cannot be written at the end.
+            SweepError: If the code changes while trials run, no trial can
+                be started any more, or the ledger cannot be written at the
+                end.
         """
         started = time.time()
         limit = self.plan.budget.get('hours', float('inf')) * 3600
@@ -110,24 +105,57 @@ class Sweep:
                 self.look()
                 over = time.time() - started > limit
                 ready = [] if over else self.ready()
+                stuck = False
                 for trial in ready:
                     if not executor.room_for(trial.gpus):
                         break
-                    self.start(trial, executor)
+                    stuck = not self.start(trial, executor)
+                    if stuck:
+                        break
+                if stuck and not self.running():
+                    raise SweepError(self.problem)
                 show(self)
                 if not self.running() and not (ready and not over):
                     break
-                time.sleep(pause)
+                self.rest(executor)
         finally:
-            for job in self.jobs.values():
-                job.stop()
+            self.stop()
             self.look(final=True)
             executor.close()
         return self.outcome()
 
+    def rest(self, executor: Executor) -> None:
+        """Wait until a job has ended, for a second at most."""
+        until = time.time() + 1
+        while True:
+            time.sleep(executor.pause)
+            ended = any(job.ended() for job in self.jobs.values())
+            if ended or time.time() >= until:
+                return
+
+    def stop(self, patience: float = 30) -> None:
+        """End what runs, and wait until the trainings have ended as well.
+
+        Args:
+            patience: Seconds; what takes longer ends by itself.
+        """
+        for job in self.jobs.values():
+            job.stop()
+        until = time.time() + patience
+        folders = {trial.key: trial.folder for trial in self.trials}
+        while time.time() < until and any(
+            not job.ended() or worker.is_held(folders[key])
+            for key, job in self.jobs.items()
+        ):
+            time.sleep(0.1)
+
     def outcome(self) -> Outcome:
         done = [t for t in self.trials if t.key in self.recorded]
-        failed = [t for t in self.trials if t.key in self.given_up]
+        failed = [
+            t
+            for t in self.trials
+            if t.key in self.given_up and t.key not in self.recorded
+        ]
         rest = [t for t in self.trials if t not in done and t not in failed]
         return Outcome(done, failed, rest)
 
@@ -161,8 +189,12 @@ class Sweep:
             and not worker.is_held(trial.folder)
         ]
 
-    def start(self, trial: Trial, executor: Executor) -> None:
-        """Write the folder of a trial and hand it to a worker."""
+    def start(self, trial: Trial, executor: Executor) -> bool:
+        """Write the folder of a trial and hand it to a worker.
+
+        Returns:
+            Whether that could be done; else a line has said why not.
+        """
         changed = origin.changed(trial.code)
         if changed:
             raise SweepError(
@@ -175,9 +207,32 @@ class Sweep:
                 )
             )
         metrics = self.plan.tasks[trial.task]['metrics']
-        trial.prepare({}, [metrics[role] for role in ROLES if role in metrics])
-        self.jobs[trial.key] = executor.start(trial.folder, trial.gpus)
+        names = [metrics[role] for role in ROLES if role in metrics]
+        try:
+            trial.prepare({}, names)
+            self.jobs[trial.key] = executor.start(trial.folder, trial.gpus)
+        except OSError as error:
+            self.trouble(
+                'folder',
+                trial.folder,
+                f'a folder that can be written, but: {error}',
+            )
+            return False
         self.say(f'start  {trial}  (log: {_near(trial.folder / worker.LOG)})')
+        return True
+
+    def trouble(self, key: str, path: Path, expected: str) -> str:
+        """Say what keeps the sweep from going on, once."""
+        problem = describe(
+            key,
+            str(path),
+            expected,
+            'make room, and run the sweep again: it goes on where it was',
+        )
+        if problem != self.problem:
+            self.say(problem)
+        self.problem = problem
+        return problem
 
     def look(self, final: bool = False) -> None:
         """Take in what has ended.
@@ -204,16 +259,14 @@ class Sweep:
         try:
             ledger.add(self.table, rows)
         except OSError as error:
-            problem = describe(
+            problem = self.trouble(
                 'ledger',
-                str(self.table),
-                f'a file that can be written, but: {error}',
-                'make room, and run the sweep again: the results are in the '
-                'folders of the trials',
+                self.table,
+                f'a file that can be written, but: {error}; the results are '
+                'in the folders of the trials',
             )
             if final:
                 raise SweepError(problem) from error
-            self.say(problem)
             return
         for trial in new:
             self.recorded.add(trial.key)
@@ -236,7 +289,9 @@ class Sweep:
         self.failures[trial.key] = self.failures.get(trial.key, 0) + 1
         mark = trial.folder / worker.FAILED
         told = json.loads(mark.read_text()) if mark.exists() else {}
-        note = told.get('note', 'its worker was killed')
+        note = told.get(
+            'note', 'its worker was killed, or could not write its folder'
+        )
         left = self.retries - self.failures[trial.key] + 1
         if left > 0:
             self.say(f'again  {trial}: {note}')

@@ -98,19 +98,31 @@ class Trial:
             metrics: Names in the log, the overall one first.
         """
         cfg, file = self.write_config()
+        # MMEngine writes what it trains with into the work directory, under
+        # the name of its config; one that resumes is none to run alone.
+        trained = self.folder / '.config' / 'as_trained.py'
+        with in_one_step(trained) as part:
+            part.write_text(cfg.pretty_text, 'utf-8')
         start = [sys.executable]
         end: list[str] = []
         if self.gpus > 1:
             start += ['-m', 'torch.distributed.run', '--standalone']
             start += [f'--nproc-per-node={self.gpus}']
             end += ['--launcher', 'pytorch']
-        work = ['--work-dir', str(self.folder), *end]
+        # When the loops of MMEngine evaluate.
+        loop = cfg.get('train_cfg') or {}
+        epochs = loop.get('by_epoch', 'Iter' not in str(loop.get('type')))
+        interval = loop.get('val_interval', 1 if epochs else 1000)
         worker.write_json(
             self.folder / worker.TRIAL,
             dict(
-                train=[*start, str(TOOLS / 'train.py'), str(file), *work],
+                train=[
+                    *(*start, str(TOOLS / 'train.py'), str(trained)),
+                    *('--work-dir', str(self.folder), *end),
+                ],
                 # The checkpoint goes last.
-                test=[*start, str(TOOLS / 'test.py'), *work, str(file)],
+                test=[*start, str(TOOLS / 'test.py'), *end, str(file)],
+                val=[loop.get('val_begin', 1), interval],
                 checkpoint=cfg.load_from if self.test else '',
                 metrics=metrics,
                 cwd=os.getcwd(),

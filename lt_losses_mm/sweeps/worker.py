@@ -16,6 +16,7 @@ It needs nothing but Python, so that a trial costs no more than its training.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import math
@@ -44,7 +45,12 @@ class TrialError(Exception):
 
 def main(folder: Path) -> int:
     """Run the trial unless it is done or somebody else runs it."""
-    stop = signal.signal(signal.SIGTERM, _stop)
+    # Ctrl-C as well, where somebody runs it by hand.
+    before = {
+        number: signal.signal(number, _stop)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    adopt_orphans()
     try:
         with open(folder / LOCK, 'a') as lock:
             if not hold(lock):
@@ -53,19 +59,33 @@ def main(folder: Path) -> int:
                 return 0
             (folder / FAILED).unlink(missing_ok=True)
             try:
-                result = attempt(folder, lock.fileno())
-            except TrialError as error:
-                write_json(
-                    folder / FAILED,
-                    dict(note=str(error), log=log_tail(folder)),
-                )
+                write_json(folder / DONE, attempt(folder, lock.fileno()))
+                return 0
+            except (TrialError, OSError) as error:
+                note_failure(folder, error)
                 return HAS_FAILED
-            write_json(folder / DONE, result)
-            return 0
+    except OSError as error:
+        sys.exit(f'{folder}: {error}')
     except Stopped:
         return WAS_STOPPED
     finally:
-        signal.signal(signal.SIGTERM, stop)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def note_failure(folder: Path, error: Exception) -> None:
+    """Write down why a trial has failed, and whether its disk is full."""
+    note = str(error)
+    whole_checkpoints(folder)  # Makes room, if the last one was cut.
+    probe = folder / '.room'
+    try:
+        probe.write_bytes(bytes(2**20))
+    except OSError as full:
+        if isinstance(error, TrialError):
+            note += f'; {full}'
+    finally:
+        probe.unlink(missing_ok=True)
+    write_json(folder / FAILED, dict(note=note, log=log_tail(folder)))
 
 
 def hold(lock: IO[str]) -> bool:
@@ -87,6 +107,9 @@ class Stopped(BaseException):
 
 
 def _stop(*_: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Asked twice, it would leave its training behind.
+        signal.signal(number, signal.SIG_IGN)
     raise Stopped
 
 
@@ -116,6 +139,12 @@ def train(trial: dict[str, Any], folder: Path, lock: int) -> None:
     """Run the training to its end."""
     whole = whole_checkpoints(folder)
     resume = ['--resume', str(whole[-1])] if whole else []
+    if whole:
+        # Killed in an evaluation, which a training that goes on leaves out.
+        step, (begin, interval) = step_of(whole[-1]), trial['val']
+        due = step >= begin and step % interval == 0
+        if due and step not in evaluations(folder, trial):
+            test(trial, folder, lock, whole[-1])
     run([*trial['train'], *resume], trial, folder, lock)
 
 
@@ -123,8 +152,9 @@ def test(
     trial: dict[str, Any], folder: Path, lock: int, checkpoint: str | Path
 ) -> None:
     """Evaluate a checkpoint as the test of the config does."""
-    config, *rest = trial['test']
-    run([config, *rest, str(checkpoint)], trial, folder, lock)
+    place = folder / f'test-{Path(checkpoint).stem}'
+    command = [*trial['test'], str(checkpoint), '--work-dir', str(place)]
+    run(command, trial, folder, lock)
 
 
 def run(
@@ -159,16 +189,39 @@ def run(
         raise TrialError(f'exit status {status}: {last_words(folder)}')
 
 
+def adopt_orphans() -> None:
+    """Become the parent of what the training leaves behind, on Linux.
+
+    The ranks of ``torchrun`` have sessions of their own and go on without it.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        prctl = ctypes.CDLL(None).prctl
+        prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def children() -> list[int]:
+    """Processes whose parent this is, none where Linux does not say it."""
+    try:
+        here = Path(f'/proc/self/task/{os.getpid()}/children')
+        return [int(pid) for pid in here.read_text().split()]
+    except OSError:
+        return []
+
+
 def end(process: subprocess.Popen) -> None:
-    """End a training and all its children."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            continue
-        break
+    """End a training and all its children, which may hold the lock as well."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # Those of the ones that are ended come next.
+    for pid in iter(lambda: next(iter(children()), 0), 0):
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
@@ -202,7 +255,12 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def step_of(checkpoint: str | Path) -> int:
-    """Epoch or iteration that a checkpoint is named after, 0 if none."""
+    """Epoch or iteration that a checkpoint is named after, 0 if none.
+
+    Example:
+        >>> step_of('work_dirs/epoch_12.pth')
+        12
+    """
     found = re.search(r'(?:epoch|iter)_(\d+)', Path(checkpoint).name)
     return int(found[1]) if found else 0
 
@@ -213,26 +271,30 @@ def scalars(folder: Path) -> Iterator[dict[str, Any]]:
     An evaluation has no ``loss``, and as ``step`` its epoch or iteration; a
     test's is that of its checkpoint. A line that is cut is left out.
     """
-    files = [*folder.glob('*/vis_data/scalars.json'), *folder.glob('*/*.json')]
+    files = [
+        path
+        for pattern in ('*/vis_data/scalars.json', 'test-*/*/*.json')
+        for path in folder.glob(pattern)
+    ]
     for path in sorted(files, key=lambda path: path.relative_to(folder).parts):
+        place = path.relative_to(folder).parts[0]
+        tested = {'step': step_of(place)} if place[:5] == 'test-' else {}
         for line in path.read_text(errors='replace').splitlines():
             with contextlib.suppress(ValueError):
                 found = json.loads(line)
                 if isinstance(found, dict):
-                    yield found
+                    yield {**tested, **found}
 
 
 def evaluations(
     folder: Path, trial: dict[str, Any]
 ) -> dict[int, dict[str, Any]]:
     """Step -> what was measured there; of a repeated one the last counts."""
-    checkpoint = trial['checkpoint']
-    last = step_of(checkpoint) if checkpoint else final_step(folder)
     found: dict[int, dict[str, Any]] = {}
     for values in scalars(folder):
         # Lists have a line of their own, statistics steps of their own.
         if 'loss' not in values and not is_statistics(values):
-            found.setdefault(values.get('step', last), {}).update(values)
+            found.setdefault(values.get('step', 0), {}).update(values)
     overall = trial['metrics'][0]
     return {k: v for k, v in sorted(found.items()) if overall in v}
 

@@ -53,7 +53,7 @@ def test_killed_at_random(toy, undisturbed, victim):
         begun = len(toy.started())
         while process.poll() is None and len(toy.started()) == begun:
             time.sleep(0.02)
-        time.sleep(random.uniform(0, 1.5))
+        time.sleep(random.uniform(0, 0.8))
         for pid in processes(victim, toy.folder)[:1]:
             os.kill(pid, signal.SIGKILL)
             kills += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 
 import pytest
@@ -115,6 +116,65 @@ class TestRun:
         before = ledger.read(toy.ledger)
         assert toy.run('--jobs', '2')[0] == 0
         assert ledger.read(toy.ledger)[: len(before)] == before
+
+
+@pytest.fixture
+def small_disk(toy):
+    """A folder of the sweep that holds one megabyte; grows when called."""
+    place = toy.folder / 'work_dirs'
+    place.mkdir()
+
+    def mount(options: str) -> None:
+        subprocess.run(
+            ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(place)],
+            check=True,
+            capture_output=True,
+        )
+
+    try:
+        mount('size=1m')
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f'only root can make a small disk: {error}')
+    yield lambda: mount('remount,size=20m')
+    subprocess.run(['umount', '-l', str(place)], check=True)
+
+
+@pytest.mark.slow
+def test_full_disk(toy, small_disk):
+    """It is told, what is there is whole, and the rest is done later."""
+    status, said = toy.run('--jobs', '2', '--retries', '0')
+    assert status == 1, said
+    assert 'No space left on device' in said
+    assert 'Traceback' not in said.replace('| Traceback', '')
+    done = [r for r in ledger.read(toy.ledger) if r['status'] == 'done']
+    assert 0 < len({r['trial'] for r in done}) < 12
+    small_disk()
+    status, said = toy.run('--jobs', '2', '--retry-failed')
+    assert status == 0, said
+    found = toy.values()
+    (toy.folder / 'other').mkdir()
+    assert toy.run('--jobs', '2', '--folder', 'other')[0] == 0
+    toy.ledger = toy.folder / 'other' / 'ledger.csv'
+    assert toy.values() == found
+
+
+@pytest.mark.slow
+def test_ledger_on_a_full_disk(toy, small_disk):
+    """What was trained is kept, and no more than the ledger is missing."""
+    elsewhere = ('--folder', 'other', '--ledger', str(toy.ledger))
+    filler = toy.folder / 'work_dirs' / 'filler'
+    toy.ledger.parent.mkdir()
+    with pytest.raises(OSError, match='No space'):
+        filler.write_bytes(bytes(2**21))
+    status, said = toy.run('--only', 'first/plain', *elsewhere)
+    assert status == 1
+    assert 'the results are in the folders of the trials' in said
+    assert 'Traceback' not in said
+    assert not toy.ledger.exists()
+    filler.unlink()
+    assert toy.run('--only', 'first/plain', *elsewhere)[0] == 0
+    assert len({row['trial'] for row in ledger.read(toy.ledger)}) == 2
+    assert len(toy.started()) == 2
 
 
 @pytest.mark.slow

@@ -209,7 +209,7 @@ def test_the_folder_of_a_trial(make):
     trial.prepare({'A': 'b'}, ['a/b'])
     told = json.loads((trial.folder / worker.TRIAL).read_text())
     assert told['train'][-3:] == [
-        str(trial.folder / 'config.py'),
+        str(trial.folder / '.config' / 'as_trained.py'),
         '--work-dir',
         str(trial.folder),
     ]
