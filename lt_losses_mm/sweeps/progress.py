@@ -17,7 +17,7 @@ from rich.table import Table
 
 from . import ledger, worker
 from .plan import Plan
-from .timing import Cost, Costs, free_mb, gigabytes
+from .timing import Costs, free_mb, gigabytes
 from .trial import Trial
 
 if TYPE_CHECKING:
@@ -266,39 +266,29 @@ def costs_of(missing: list[Trial], costs: Costs) -> Table:
             justify='left' if name == 'task' else 'right',
             overflow='fold',
         )
-    total, unknown = Cost(0, 0), False
+
+    def row(name: str, some: list[Trial]) -> None:
+        found = [costs.of(trial) for trial in some]
+        hours = [cost.seconds / 3600 for cost in found if cost]
+        disk = [cost.disk_mb if cost else None for cost in found]
+        sizes = [size for size in disk if size is not None]
+        cells = []
+        for known, said in (
+            (hours, in_words(sum(hours))),
+            (sizes, gigabytes(sum(sizes))),
+        ):
+            more = ' and more' if len(known) < len(some) else ''
+            cells.append(said + more if known else 'unknown')
+        seen.add_row(name, str(len(some)), *cells)
+
     for task in dict.fromkeys(trial.task for trial in missing):
-        found = [costs.of(t) for t in missing if t.task == task]
-        known = [cost for cost in found if cost is not None]
-        if len(known) < len(found):
-            seen.add_row(task, str(len(found)), 'unknown', 'unknown')
-            unknown = True
-            continue
-        cost = Cost(
-            sum(cost.seconds for cost in known),
-            sum(cost.disk_mb for cost in known),
-        )
-        total = Cost(
-            total.seconds + cost.seconds, total.disk_mb + cost.disk_mb
-        )
-        seen.add_row(
-            task,
-            str(len(found)),
-            in_words(cost.seconds / 3600),
-            gigabytes(cost.disk_mb),
-        )
-    more = ' and more' if unknown else ''
+        row(task, [trial for trial in missing if trial.task == task])
     seen.add_section()
-    seen.add_row(
-        'sum',
-        str(len(missing)),
-        in_words(total.seconds / 3600) + more,
-        gigabytes(total.disk_mb) + more,
-    )
+    row('sum', missing)
     notes = []
     if costs.timed:
         notes.append('What was timed is without its evaluations.')
-    if unknown:
+    if None in map(costs.of, missing):
         notes.append('--time-steps 40 trains 40 iterations to know more.')
     seen.caption = ' '.join(notes)
     return seen

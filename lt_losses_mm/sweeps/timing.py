@@ -34,11 +34,11 @@ class Cost(NamedTuple):
 
     Args:
         seconds: Of its training, or of its test.
-        disk_mb: Of its folder at the end.
+        disk_mb: Of its folder at the end; ``None`` if no row says it.
     """
 
     seconds: float
-    disk_mb: float
+    disk_mb: float | None
 
 
 class Costs:
@@ -50,22 +50,22 @@ class Costs:
     """
 
     def __init__(self, table: Path, trials: list[Trial]) -> None:
-        found: dict[tuple[str, ...], list[Cost]] = {}
+        found: dict[tuple[str, ...], list[dict[str, str]]] = {}
         for row in ledger.read(table):
             if row['role'] == 'overall' and row['last'] == '1':
-                cost = Cost(float(row['seconds']), float(row['disk_mb']))
-                for key in ((row['task'], row['method']), (row['task'],)):
-                    found.setdefault(key, []).append(cost)
+                if row['seconds']:
+                    for key in ((row['task'], row['method']), (row['task'],)):
+                        found.setdefault(key, []).append(row)
         self.known = {
             key: Cost(
-                fmean(cost.seconds for cost in costs),
-                fmean(cost.disk_mb for cost in costs),
+                fmean(float(row['seconds']) for row in rows),
+                _mean([float(r['disk_mb']) for r in rows if r['disk_mb']]),
             )
-            for key, costs in found.items()
+            for key, rows in found.items()
         }
         timed = _timed(trials)
         self.timed = {
-            trial.task: Cost(*timed[trial.key])
+            trial.task: timed[trial.key]
             for trial in trials
             if trial.key in timed
         }
@@ -80,6 +80,10 @@ class Costs:
         return Cost(0, 0) if found and trial.test else found
 
 
+def _mean(values: list[float]) -> float | None:
+    return fmean(values) if values else None
+
+
 def check_disk(trials: list[Trial], table: Path) -> None:
     """Refuse a disk that is known to be too small.
 
@@ -91,9 +95,14 @@ def check_disk(trials: list[Trial], table: Path) -> None:
         ValueError: With what is needed.
     """
     costs = Costs(table, trials)
-    missing = [t for t in trials if not (t.folder / worker.DONE).exists()]
+    done = {r['trial'] for r in ledger.read(table) if r['status'] == 'done'}
+    missing = [
+        trial
+        for trial in trials
+        if trial.key not in done and not (trial.folder / worker.DONE).exists()
+    ]
     found = [costs.of(trial) for trial in missing]
-    needed = sum(cost.disk_mb for cost in found if cost is not None)
+    needed = sum(cost.disk_mb or 0 for cost in found if cost is not None)
     free = free_mb(_folder(trials))
     if needed > free:
         raise fault(
@@ -147,7 +156,7 @@ def time_tasks(
                 continue
             say(f'timing {first}, {steps} iterations')
             try:
-                timed[first.key] = list(_time(first, executor, steps))
+                timed[first.key] = _time(first, executor, steps)
             except worker.TrialError as error:
                 say(f'{first} cannot be timed: {error}')
             else:
@@ -240,7 +249,8 @@ def _folder(trials: list[Trial]) -> Path:
     return trials[0].folder.parent.parent
 
 
-def _timed(trials: list[Trial]) -> dict[str, list[float]]:
+def _timed(trials: list[Trial]) -> dict[str, Cost]:
     """Digest of a trial -> its cost, as far as it was timed."""
     path = _folder(trials) / TIMED
-    return json.loads(path.read_text()) if path.exists() else {}
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {key: Cost(*cost) for key, cost in found.items()}

@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from lt_losses_mm.recipes import losses
-from lt_losses_mm.sweeps import progress, timing, worker
+from lt_losses_mm.sweeps import ledger, progress, timing, worker
 from lt_losses_mm.sweeps.plan import Plan
 from lt_losses_mm.sweeps.timing import (
     Cost,
@@ -111,6 +111,34 @@ def test_what_was_timed_is_of_its_task(trials, tmp_path):
     assert Costs(tmp_path / 'ledger.csv', trials[1:]).of(trials[0]) is None
 
 
+def test_rows_tell_what_they_know(trials, tmp_path):
+    """A row of an older benchmark has no disk, or no time either."""
+    row = dict.fromkeys(ledger.COLUMNS, '')
+    row.update(schema='1', status='done', task='second', role='overall')
+    row.update(method='plain', last='1')
+    rows = [
+        dict(row, trial='a', seconds='30'),
+        dict(row, trial='b', seconds='90'),
+        dict(row, trial='c', seconds=''),
+    ]
+    ledger.write(tmp_path / 'ledger.csv', rows)
+    plain = next(t for t in trials if str(t) == 'second/plain/0')
+    found = Costs(tmp_path / 'ledger.csv', trials)
+    assert found.of(plain) == Cost(60, None)
+    check_disk(trials, tmp_path / 'ledger.csv')
+    table = progress.costs_of(trials, found)
+    cells = [list(column.cells) for column in table.columns]
+    assert cells == [
+        ['first', 'second', 'sum'],
+        ['4', '4', '8'],
+        ['2 min', '4 min', '6 min'],
+        ['2 GB', 'unknown', '2 GB and more'],
+    ]
+    rows[0]['disk_mb'] = '512'
+    ledger.write(tmp_path / 'ledger.csv', rows)
+    assert Costs(tmp_path / 'ledger.csv', trials).of(plain) == Cost(60, 512)
+
+
 def test_a_disk_that_is_too_small(trials, tmp_path, monkeypatch):
     # Two trainings of 1 GB each.
     monkeypatch.setattr(timing, 'free_mb', lambda folder: 2048.0)
@@ -118,7 +146,12 @@ def test_a_disk_that_is_too_small(trials, tmp_path, monkeypatch):
     monkeypatch.setattr(timing, 'free_mb', lambda folder: 2047.0)
     with pytest.raises(ValueError, match='--folder=.*a disk with 2 GB free'):
         check_disk(trials, tmp_path / 'ledger.csv')
-    # What is done takes no more.
+    # What is done takes no more, with its folder or without.
+    row = dict.fromkeys(ledger.COLUMNS, '')
+    row.update(schema='1', trial=trials[0].key, status='done')
+    ledger.write(tmp_path / 'ledger.csv', [row])
+    check_disk(trials, tmp_path / 'ledger.csv')
+    (tmp_path / 'ledger.csv').unlink()
     trials[0].folder.mkdir(parents=True)
     (trials[0].folder / worker.DONE).write_text('{}')
     check_disk(trials, tmp_path / 'ledger.csv')
