@@ -278,6 +278,117 @@ def test_all_names_are_misspelt(coco):
         count_dataset(coco(('hen', 'owl'), ('person', 'bicycle')))
 
 
+def lvis(coco, names, classes, boxes):
+    """As LVISV1Dataset numbers its labels: by the categories of the file."""
+    from mmdet.datasets import LVISV1Dataset
+
+    dataset = coco(names, names, boxes)
+    dataset.__class__ = type('LVIS', (LVISV1Dataset,), {})
+    dataset._metainfo['classes'] = classes
+    return dataset
+
+
+@pytest.mark.parametrize(
+    'names, classes, words',
+    [
+        ('root a b c', 'a b c', "not in metainfo.classes: 'root'"),
+        ('c a b', 'a b q', "'c'; in it alone: 'q'; places in it / labels"),
+        ('a b c', 'b c q', 'num_classes=3'),
+    ],
+)
+def test_lvis_has_the_labels_of_its_file(coco, names, classes, words):
+    names, classes = tuple(names.split()), tuple(classes.split())
+    dataset = lvis(coco, names, classes, (1, 1, 2))
+    with pytest.raises(ValueError) as caught:
+        count_dataset(dataset)
+    for word in (words, '.json', 'classes=(...)) with all these names in '):
+        assert word in str(caught.value)
+
+
+def test_lvis_with_the_names_of_its_file(coco, caplog):
+    dataset = lvis(coco, ('c', 'a', 'b'), ('a', 'b', 'c'), (0, 0, 1))
+    counts = count_dataset(dataset)
+    assert counts.names == ('c', 'a', 'b')
+    assert counts.counts.tolist() == [2, 1, 0]
+    assert 'another order' in caplog.text
+    other = lvis(coco, ('c', 'a', 'b'), ('c', 'a', 'q'), (0, 0, 1))
+    assert count_dataset(other).counts.tolist() == [2, 1, 0]
+    assert "2: 'q' and 'b'" in caplog.text
+
+
+def test_stock_names_of_coco(coco, caplog):
+    """Whoever forgets metainfo has the 80 names of the data set itself."""
+    from mmdet.datasets import CocoDataset
+
+    stock = CocoDataset.METAINFO['classes']
+    with pytest.raises(
+        ValueError,
+        match=r"only 'person', 'car' of them.*write metainfo=dict\(classes="
+        r".*\('person', 'car', 'drone'\)",
+    ):
+        count_dataset(coco(('person', 'car', 'drone'), stock))
+    helmets = coco(('person', 'helmet', 'vest'), stock, (0, 1, 2))
+    assert count_dataset(helmets).counts.tolist() == [1] + 79 * [0]
+    assert "left out ('helmet', 'vest')" in caplog.text
+    helmets._metainfo['CLASSES'] = ('person', 'helmet', 'vest')
+    for dataset in (RepeatDataset(helmets, 2), TorchConcat([helmets])):
+        with pytest.raises(ValueError, match="write 'classes' instead of 'CL"):
+            class_names(dataset)
+
+
+@pytest.mark.parametrize(
+    'classes, words',
+    [
+        (('a', 'b', ''), 'a blank one at place 2. Fix: delete'),
+        (('\ufeffa', 'b', 'c'), 'save the file of names as UTF-8 without'),
+        (('a', 'b', 'a'), "each class once, got 'a' several times"),
+    ],
+)
+def test_what_is_no_name(classes, words):
+    with pytest.raises(ValueError, match=words):
+        class_names(Labels(classes))
+
+
+def test_imagenet_has_two_cranes():
+    class Stock(Labels):
+        METAINFO = dict(classes=('crane', 'crane'))
+
+    assert class_names(Stock(None)) == ('crane', 'crane')
+
+
+# ----------------------------------------------- files of MMEngine's own form
+@pytest.mark.parametrize('form', ['classes', 'categories'])
+def test_names_beside_the_labels(tmp_path, caplog, form):
+    names = ('a', 'b', 'c')
+    metainfo = dict(
+        classes=names,
+        categories=[
+            dict(id=i, category_name=name) for i, name in enumerate(names)
+        ][::-1],
+    )
+    path = tmp_path / f'{form}.json'
+    labels = [[0], [0, 1], [0], [2]]
+    content = dict(
+        metainfo={form: metainfo[form]},
+        data_list=[dict(gt_label=label) for label in labels],
+    )
+    path.write_text(json.dumps(content))
+
+    def make(classes):
+        metainfo = dict(classes=classes)
+        return BaseDataset(
+            str(path), metainfo, data_prefix={}, serialize_data=False
+        )
+
+    assert count_dataset(make(names)).counts.tolist() == [3, 1, 1]
+    assert not _warnings(caplog)
+    counts = count_dataset(make(('c', 'b', 'a')))
+    assert counts.names == names and counts.counts.tolist() == [3, 1, 1]
+    assert "'c' 0 / 2" in _warnings(caplog)[0]
+    with pytest.raises(ValueError, match="not in metainfo.classes: 'a'"):
+        count_dataset(make(('c', 'b', 'x')))
+
+
 @pytest.mark.parametrize(
     'classes', [('cat', 'cat', 'dog'), ['cat', 'dog'] * 2]
 )
@@ -364,7 +475,20 @@ def voc(tmp_path):
 def test_names_of_voc_in_another_case(voc, caplog):
     assert count_dataset(voc).counts.tolist() == [1, 1]
     (told,) = [w for w in _warnings(caplog) if 'spelt' in w]
-    assert "'Dog' (class 'dog')" in told and 'horse' not in told
+    assert "'Dog' (class 'dog', 1x)" in told and 'horse' not in told
+
+
+def test_objects_of_voc_that_no_class_has(voc, caplog):
+    """Also those that a filter takes with their images."""
+    caplog.set_level('INFO')
+    voc._metainfo['classes'] = ('cat', 'dog', 'hors')
+    voc.filter_cfg = dict(filter_empty_gt=True)
+    assert count_dataset(voc).counts.tolist() == [1, 1, 0]
+    assert "'horse' (class 'hors', 1x)" in caplog.text
+    voc._metainfo['classes'] = ('cat', 'Dog')
+    names_module._read.clear()
+    assert class_names(voc) == ('cat', 'Dog')
+    assert "none of metainfo.classes: 'horse' (1x)" in caplog.text
 
 
 def test_no_name_of_voc_is_a_class(voc, caplog):
