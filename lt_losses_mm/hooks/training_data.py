@@ -17,6 +17,7 @@ from ..priors import (
     natural_counts,
     rebalanced_by,
 )
+from ..priors.names import empty_folders
 
 
 class NoTrainingDataError(RuntimeError):
@@ -64,6 +65,11 @@ def balanced_by(runner: Runner) -> str | None:
 def names_of_training_data(runner: Runner) -> tuple[str, ...] | None:
     """Class names of the runner's training data, in label order."""
     return class_names(_train_dataloader(runner).dataset)
+
+
+def empty_folders_of_training_data(runner: Runner) -> list[str]:
+    """Folders of the runner's training data that hold no image."""
+    return empty_folders(_train_dataloader(runner).dataset)
 
 
 def number_of_things(runner: Runner) -> int | None:

@@ -31,11 +31,16 @@ from .sampling import BASE_DATASET, kind_of, leaves
 Names = Tuple[str, ...]
 
 _read: Any = weakref.WeakSet()  # data sets whose XML files were read
+# Folders that systems and tools leave beside one's own.
+_NO_CLASS = re.compile(
+    r'\.|(__MACOSX|@eaDir|lost\+found|\$RECYCLE\.BIN)$|System Volume Inf'
+)
 _CAUSES = dict(
     pixel='masks whose values are no labels (0 and 255, colours), an '
     'ignore_index that is a class, or reduce_zero_label',
     other='a name in metainfo.classes that annotations or folders spell '
-    'otherwise, a folder whose files have no suffix that is read, or a filter '
+    'otherwise, a folder that is no class or whose files have no suffix that '
+    'is read, or a filter '
     'that takes all images of a class',
 )
 
@@ -277,7 +282,12 @@ def label_names(leaf: Any) -> Names | None:
         )
     missing = [name for name in said if name not in found]
     if len(found) < len(said):
-        categories = [str(c.get('name')) for c in _categories(leaf) or ()]
+        source = (
+            f'folders in {leaf.img_prefix!r}'
+            if hasattr(leaf, 'folder_to_idx')
+            else f'categories of {leaf.ann_file!r}'
+        )
+        categories = [str(c.get('name')) for c in categories_of(leaf) or ()]
         left_out = [name for name in categories if name not in found]
         spelt = {name.lower(): name for name in left_out}
         near = [
@@ -292,15 +302,16 @@ def label_names(leaf: Any) -> Names | None:
                     f'{owner}: categories of the file are left out '
                     f'({listed(left_out)}), while it has none for '
                     f'{listed(missing)}. Fix: metainfo=dict(classes=(...)) '
-                    'in the data set, with the names of the file, and their '
-                    'number as num_classes of the heads.'
+                    'in the data set, with the names of the file '
+                    f'({listed(categories)}), and their number as '
+                    'num_classes of the heads.'
                 )
             return said
         if stock or not (found or near):
             raise fault(
                 'metainfo.classes',
                 leaf.metainfo['classes'],
-                f'names of categories of {leaf.ann_file!r}, which has '
+                f'names of {source}, which has '
                 + (f'only {listed(found)}' if found else 'none')
                 + f' of them: {type(leaf).__name__} would '
                 + ('shift labels' if found else 'leave out all boxes'),
@@ -310,12 +321,12 @@ def label_names(leaf: Any) -> Names | None:
         raise fault(
             'metainfo.classes',
             leaf.metainfo['classes'],
-            f'names of categories of {leaf.ann_file!r}, which lacks '
+            f'names of {source}, which lacks '
             f'{listed(missing)}: {type(leaf).__name__} would shift the '
             'labels of all classes after it',
-            'spell it as the file does'
+            'spell it as there'
             + (f' ({listed(near)})' if near else '')
-            + ', or add it to the categories of the file',
+            + ', or add it there',
         )
     moved = _moved(said, found)
     # From here on all labels are places in the file, or of folders.
@@ -326,11 +337,16 @@ def label_names(leaf: Any) -> Names | None:
             leaf.metainfo['classes'],
             f'the {len(found)} names that labels have in the file or by '
             f'folder: not in metainfo.classes: {listed(further) or "none"}; '
-            f'in it alone: {listed(missing) or "none"}'
-            + (f'; places in it / labels: {moved}' if moved else ''),
-            'write metainfo=dict(classes=(...)) with all these names in '
-            f'their order ({listed(found)}), and num_classes={len(found)} in '
-            'the heads; or remove from the data what is no class',
+            f'in metainfo.classes alone: {listed(missing) or "none"}'
+            + (
+                f'; places in metainfo.classes / labels: {moved}'
+                if moved
+                else ''
+            ),
+            'remove from the data what is no class, or write '
+            'metainfo=dict(classes=(...)) with all these names in their '
+            f'order ({listed(found)}), and num_classes={len(found)} in the '
+            'heads',
             owner,
         )
     if missing:
@@ -372,7 +388,7 @@ def _names_in_file(leaf: Any) -> Names | None:
     """Names by label where something else than ``metainfo`` orders them."""
     folders = getattr(leaf, 'folder_to_idx', None)
     if folders:
-        hidden = [name for name in folders if name.startswith('.')]
+        hidden = [name for name in folders if _NO_CLASS.match(name)]
         if hidden:
             raise fault(
                 'data_prefix',
@@ -387,11 +403,21 @@ def _names_in_file(leaf: Any) -> Names | None:
     if ids is None:
         return getattr(leaf, 'names_in_file', None) or _names_beside(leaf)
     # None are left where no category has a name of metainfo.classes.
-    categories = _categories(leaf)
+    categories = categories_of(leaf)
     if categories is None:
         return None
     names = {c['id']: str(c.get('name', c['id'])) for c in categories}
     return tuple(names[i] for i in ids)
+
+
+def empty_folders(dataset: Any) -> list[str]:
+    """Folders of a data set that count as classes without any image."""
+    empty = []
+    for leaf in leaves(dataset):
+        folders = getattr(leaf, 'folder_to_idx', {})
+        used = set(leaf.get_gt_labels().tolist()) if folders else ()
+        empty += [name for name in folders if folders[name] not in used]
+    return empty
 
 
 def _names_beside(leaf: Any) -> Names | None:
@@ -421,7 +447,7 @@ def _names_of_labels(path: str, changed: int) -> Names | None:
     return tuple(map(str, names)) or None
 
 
-def _categories(leaf: Any) -> list[dict[str, Any]] | None:
+def categories_of(leaf: Any) -> list[dict[str, Any]] | None:
     """The categories of the COCO file of a data set, if it has one."""
     path = getattr(leaf, 'ann_file', None)
     if (

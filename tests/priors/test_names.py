@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ def test_a_slip_of_the_pen_is_no_news(caplog):
 def test_parts_with_further_classes():
     both = TorchConcat([Labels(('a', 'b')), Labels(('a', 'b', 'c'))])
     assert class_names(both) == ('a', 'b', 'c')
-    with pytest.raises(ValueError, match="metainfo.'classes'.*got .2, 3."):
+    with pytest.raises(ValueError, match="the 3 classes.*Labels lacks 'c'"):
         count_dataset(both)
 
 
@@ -220,7 +221,14 @@ def test_messages_stay_short():
 def coco(tmp_path):
     datasets = pytest.importorskip('mmdet.datasets')
 
-    def make(names, classes, boxes=(0, 0, 1), kind='CocoDataset', ids=None):
+    def make(
+        names,
+        classes,
+        boxes=(0, 0, 1),
+        kind='CocoDataset',
+        ids=None,
+        **kwargs,
+    ):
         ids = ids or [3 * i + 1 for i in range(len(names))]
         path = tmp_path / f'{len(list(tmp_path.iterdir()))}.json'
         content = dict(
@@ -248,6 +256,7 @@ def coco(tmp_path):
             ann_file=str(path),
             metainfo=dict(classes=classes),
             data_prefix=dict(img=''),
+            **kwargs,
         )
 
     return make
@@ -292,7 +301,7 @@ def lvis(coco, names, classes, boxes):
     'names, classes, words',
     [
         ('root a b c', 'a b c', "not in metainfo.classes: 'root'"),
-        ('c a b', 'a b q', "'c'; in it alone: 'q'; places in it / labels"),
+        ('c a b', 'a b q', "'c'; in metainfo.classes alone: 'q'; places in"),
         ('a b c', 'b c q', 'num_classes=3'),
     ],
 )
@@ -330,6 +339,7 @@ def test_stock_names_of_coco(coco, caplog):
     helmets = coco(('person', 'helmet', 'vest'), stock, (0, 1, 2))
     assert count_dataset(helmets).counts.tolist() == [1] + 79 * [0]
     assert "left out ('helmet', 'vest')" in caplog.text
+    assert "of the file ('person', 'helmet', 'vest')" in caplog.text
     helmets._metainfo['CLASSES'] = ('person', 'helmet', 'vest')
     for dataset in (RepeatDataset(helmets, 2), TorchConcat([helmets])):
         with pytest.raises(ValueError, match="write 'classes' instead of 'CL"):
@@ -543,11 +553,79 @@ def folders(tmp_path):
     return make
 
 
-def test_a_hidden_folder_is_no_class(folders):
+@pytest.mark.parametrize(
+    'name', ['.ipynb_checkpoints', '__MACOSX', '@eaDir', '$RECYCLE.BIN']
+)
+def test_a_folder_of_the_system_is_no_class(folders, name):
     with pytest.raises(ValueError) as caught:
-        count_dataset(folders('cat', 'dog', '.ipynb_checkpoints'))
-    for words in ("'.ipynb_checkpoints'", 'delete that folder'):
+        count_dataset(folders('cat', 'dog', name))
+    for words in (repr(name), 'delete that folder'):
         assert words in str(caught.value)
+    with pytest.raises(ValueError, match='delete that folder'):
+        folders('owl', name, metainfo=dict(classes=('owl',)))
+
+
+def test_folders_that_are_not_as_many_as_the_classes(folders):
+    """The host raises an AssertionError, which counts them."""
+    with pytest.raises(ValueError, match="not in metainfo.classes: 'b'; .*re"):
+        folders('a', 'b', 'c', metainfo=dict(classes=('a', 'c')))
+    with pytest.raises(ValueError, match="names of folders in .*lacks 'd'"):
+        folders('a', 'e', metainfo=dict(classes=('a', 'd', 'e')))
+
+
+def test_folders_without_an_image(folders):
+    dataset = folders('cat', 'dog', 'notes')
+    assert names_module.empty_folders(RepeatDataset(dataset, 2)) == []
+    Path(dataset.img_prefix, 'notes/a.jpg').unlink()
+    dataset = type(dataset)(data_root=dataset.img_prefix)
+    assert names_module.empty_folders(RepeatDataset(dataset, 2)) == ['notes']
+
+
+# ------------------------------------------------------------- nothing is left
+def test_no_box_is_left(coco):
+    filtered = dict(filter_cfg=dict(filter_empty_gt=True))
+    with pytest.raises(ValueError, match=r"names of the file \('hen', 'owl'"):
+        coco(('hen', 'owl'), ('person', 'bicycle'), **filtered)
+    with pytest.raises(
+        ValueError,
+        match=r"but none is left.*filter_empty_gt.*'hen', 'owl', and .*'emu'",
+    ) as caught:
+        coco(('hen', 'owl', 'emu'), ('hen', 'owl'), (2, 2), **filtered)
+    assert 'at least one array' in str(caught.value.__cause__)
+
+
+def test_no_object_is_left(voc):
+    voc._metainfo['classes'] = ('a', 'b')
+    voc.filter_cfg = dict(filter_empty_gt=True)
+    with pytest.raises(ValueError, match="XML files have 'Dog', 'cat', 'dog"):
+        voc.full_init()
+
+
+def test_no_mask_is_left(tmp_path):
+    datasets = pytest.importorskip('mmseg.datasets')
+    (tmp_path / 'a.png').write_bytes(b'')
+    with pytest.raises(ValueError, match="write img_suffix='.png'"):
+        datasets.BaseSegDataset(
+            data_prefix=dict(img_path=str(tmp_path), seg_map_path=''),
+            metainfo=dict(classes=('a', 'b')),
+        )
+
+
+def test_no_line_is_left(tmp_path):
+    datasets = pytest.importorskip('mmpretrain.datasets')
+    path = tmp_path / 'train.txt'
+    path.write_text('')
+    with pytest.raises(ValueError, match='train.txt.*fill that file'):
+        datasets.CustomDataset(ann_file=str(path), data_root=str(tmp_path))
+
+
+def test_other_errors_of_a_data_set_stay(tmp_path):
+    class Broken(BaseDataset):
+        def load_data_list(self):
+            raise ValueError('mine')
+
+    with pytest.raises(ValueError, match='^mine$'):
+        Broken()
 
 
 def test_names_of_folders(folders, caplog):
