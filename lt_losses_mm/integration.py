@@ -1,7 +1,7 @@
 # Copyright (c) the lt_losses_mm authors. Licensed under Apache-2.0.
 """What importing the package changes in MMEngine, all of it, in one place.
 
-Three things, each because MMEngine offers no entry point for it:
+Four things, each because MMEngine offers no entry point for it:
 
 1. ``mmengine.config.utils.MODULE2PACKAGE`` learns two names, so that a config
    may inherit from ``lt_losses_mm::...`` (refused otherwise) and from
@@ -15,6 +15,8 @@ Three things, each because MMEngine offers no entry point for it:
    to a runner that has none, so that no loss needs a further line in a
    config. See
    ``docs/decisions/0002-hook-attaches-itself``.
+4. ``BaseDataset`` says why no sample is left, before any hook runs: the hosts
+   end there with an error of numpy's.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from .messages import fault, logger
+from .priors.unready import why_unready
 
 
 def configs_folder() -> Path:
@@ -62,6 +66,10 @@ def install() -> None:
         )
     if not hasattr(Runner.register_hooks, '_adds_hooks'):
         Runner.register_hooks = _with_hooks(Runner.register_hooks)
+    for name in ('full_init', '_serialize_data'):  # mmdet has its own first.
+        method = getattr(BaseDataset, name)
+        if not hasattr(method, '_says_why'):
+            setattr(BaseDataset, name, _with_reason(method))
 
 
 def _with_own_configs(get_cfg_path):
@@ -106,4 +114,20 @@ def _with_hooks(register_hooks):
                 self.register_hook(hook())
 
     wrapper._adds_hooks = True
+    return wrapper
+
+
+def _with_reason(method):
+
+    @functools.wraps(method)
+    def wrapper(self, *args, **kwargs):
+        try:
+            return method(self, *args, **kwargs)
+        except (AssertionError, ValueError) as error:
+            reason = why_unready(self, error)
+            if reason is None:
+                raise
+            raise reason from error
+
+    wrapper._says_why = True
     return wrapper

@@ -176,9 +176,9 @@ class ImageListDataset(ClassificationDataset):
                 'categories',
                 "write a text list '<path> <label>' of it",
             )
-        self._metainfo.setdefault(
-            'classes', tuple(category['name'] for category in categories)
-        )
+        names = tuple(str(category['name']) for category in categories)
+        self.names_in_file = names  # To compare with those of the config.
+        self._metainfo.setdefault('classes', names)
         files = {
             image['id']: image['file_name'] for image in content['images']
         }

@@ -21,6 +21,7 @@ from ..registry import HOOKS
 from .class_counts import is_training, losses
 from .training_data import (
     balanced_by,
+    empty_folders_of_training_data,
     names_of,
     names_of_training_data,
     number_of_things,
@@ -316,12 +317,18 @@ def _check_number(runner: Runner, name: str, expected: int, kind: str) -> None:
         for module in runner.model.modules()
     }
     if len(names) not in known and expected != number_of_things(runner):
+        empty = listed(empty_folders_of_training_data(runner))
         raise fault(
             'num_classes',
             expected,
             f'{len(names)} for {kind}, as the training data have the classes '
             f'{listed(names)}',
-            f'write num_classes={len(names)} in {kind}, or correct '
+            (
+                f'delete the folders without an image ({empty}), '
+                if empty
+                else ''
+            )
+            + f'write num_classes={len(names)} in {kind}, or correct '
             'metainfo.classes of the data sets; where a transform makes '
             'other classes of them, give class_counts as a list',
             name,

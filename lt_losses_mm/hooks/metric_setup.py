@@ -16,8 +16,9 @@ from ..compat import patch_lvis
 from ..messages import fault, logger
 from ..metrics.base import FrequencyMetric
 from ..priors import ClassCounts, natural_counts
+from ..priors.names import check_class_key
 from ..registry import HOOKS
-from .training_data import check_class_key, names_of
+from .training_data import names_of
 
 # What the package lvis reads of each entry, beside what COCO files have.
 _LVIS_FIELDS = dict(

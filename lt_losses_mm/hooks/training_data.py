@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..hosts import heads
-from ..messages import describe, fault
+from ..messages import describe
 from ..priors import (
     ClassCounts,
     class_names,
@@ -17,6 +17,7 @@ from ..priors import (
     natural_counts,
     rebalanced_by,
 )
+from ..priors.names import empty_folders
 
 
 class NoTrainingDataError(RuntimeError):
@@ -66,6 +67,11 @@ def names_of_training_data(runner: Runner) -> tuple[str, ...] | None:
     return class_names(_train_dataloader(runner).dataset)
 
 
+def empty_folders_of_training_data(runner: Runner) -> list[str]:
+    """Folders of the runner's training data that hold no image."""
+    return empty_folders(_train_dataloader(runner).dataset)
+
+
 def number_of_things(runner: Runner) -> int | None:
     """How many classes of the runner's panoptic training data are things."""
     metainfo = getattr(_train_dataloader(runner).dataset, 'metainfo', None)
@@ -81,7 +87,6 @@ def names_of(loop: Any) -> tuple[str, ...] | None:
 
 
 def _num_classes(runner: Runner, dataset: Any) -> int | None:
-    check_class_key(getattr(dataset, 'metainfo', None), 'train_dataloader')
     if class_names(dataset):
         return None
     # Lists of files (ImageNet-LT, ...) carry no class names; the heads know.
@@ -90,31 +95,6 @@ def _num_classes(runner: Runner, dataset: Any) -> int | None:
         for _, head, _ in heads(runner.model)
     }
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def check_class_key(metainfo: Any, owner: str) -> None:
-    """Raise if class names stand under a key that no host reads.
-
-    Args:
-        metainfo: Of a data set.
-        owner (str): Whose data set it is.
-
-    Raises:
-        ValueError: Such as for ``CLASSES``, the key of versions 0.x.
-    """
-    if not isinstance(metainfo, Mapping):
-        return
-    for key, names in metainfo.items():
-        if key != 'classes' and str(key).lower() == 'classes':
-            if list(metainfo.get('classes') or ()) == list(names or ()):
-                continue
-            raise fault(
-                'metainfo',
-                {key: names},
-                "the class names under the key 'classes'",
-                f"write 'classes' instead of {key!r}, which nothing reads",
-                owner,
-            )
 
 
 def _train_dataloader(runner: Runner) -> DataLoader:

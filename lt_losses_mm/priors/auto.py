@@ -10,10 +10,10 @@ import numpy as np
 from torch import distributed
 from torch.utils.data import ConcatDataset, Subset
 
-from ..messages import fault
+from ..messages import fault, listed
 from .counts import ClassCounts, check_num_classes, check_unit
 from .masks import class_sums
-from .names import class_names, label_names
+from .names import class_names, describe_leaf, label_names
 from .sampling import (
     BASE_DATASET,
     describe_wrappers,
@@ -150,13 +150,25 @@ def _count(
     check_unit(unit)
     leaves = expected_draws(dataset, sampler)
     names = class_names(dataset)
-    sizes = {
-        len(said)
+    known = [
+        (leaf, said)
         for leaf, _ in leaves
         for said in [label_names(leaf)]
         if said is not None
-    }
+    ]
+    sizes = {len(said) for _, said in known}
     if num_classes is None:
+        if names and len(sizes) > 1:
+            part, said = min(known, key=lambda one: len(one[1]))
+            lacking = listed([name for name in names if name not in said])
+            raise fault(
+                'metainfo.classes',
+                said,
+                f'the {len(names)} classes that other parts of the data have '
+                f'({listed(names)}); {describe_leaf(part)} lacks {lacking}',
+                f'give that part {lacking}, too, in metainfo.classes or as a '
+                'folder, with a sample or without',
+            )
         if len(sizes) != 1:
             raise fault(
                 'class_counts',

@@ -26,16 +26,21 @@ from torch import distributed
 
 from ..messages import fault, listed, logger
 from .counts import ClassCounts
-from .sampling import leaves
+from .sampling import BASE_DATASET, kind_of, leaves
 
 Names = Tuple[str, ...]
 
 _read: Any = weakref.WeakSet()  # data sets whose XML files were read
+# Folders that systems and tools leave beside one's own.
+_NO_CLASS = re.compile(
+    r'\.|(__MACOSX|@eaDir|lost\+found|\$RECYCLE\.BIN)$|System Volume Inf'
+)
 _CAUSES = dict(
     pixel='masks whose values are no labels (0 and 255, colours), an '
     'ignore_index that is a class, or reduce_zero_label',
     other='a name in metainfo.classes that annotations or folders spell '
-    'otherwise, a folder whose files have no suffix that is read, or a filter '
+    'otherwise, a folder that is no class or whose files have no suffix that '
+    'is read, or a filter '
     'that takes all images of a class',
 )
 
@@ -201,9 +206,35 @@ def describe_leaf(leaf: Any) -> str:
     return f'{type(leaf).__name__} ({where})' if where else type(leaf).__name__
 
 
+def check_class_key(metainfo: Any, owner: str) -> None:
+    """Raise if class names stand under a key that no host reads.
+
+    Args:
+        metainfo: Of a data set.
+        owner (str): Whose data set it is.
+
+    Raises:
+        ValueError: Such as for ``CLASSES``, the key of versions 0.x.
+    """
+    if not isinstance(metainfo, Mapping):
+        return
+    for key, names in metainfo.items():
+        if key != 'classes' and str(key).lower() == 'classes':
+            if list(metainfo.get('classes') or ()) == list(names or ()):
+                continue
+            raise fault(
+                'metainfo',
+                {key: names},
+                "the class names under the key 'classes'",
+                f"write 'classes' instead of {key!r}, which nothing reads",
+                owner,
+            )
+
+
 def label_names(leaf: Any) -> Names | None:
     """Names of one data set by label, after a look at its annotations."""
-    metainfo = getattr(leaf, 'metainfo', None)
+    metainfo, owner = getattr(leaf, 'metainfo', None), describe_leaf(leaf)
+    check_class_key(metainfo, owner)
     said = metainfo.get('classes') if isinstance(metainfo, Mapping) else None
     if isinstance(said, str):
         raise fault(
@@ -213,11 +244,27 @@ def label_names(leaf: Any) -> Names | None:
             'would be the classes',
             f'a comma makes one of it, classes=({said!r},); if it is a file '
             'of names, correct its path',
-            describe_leaf(leaf),
+            owner,
         )
     # Without a name in it, data sets take all that their file has.
     said = tuple(map(str, () if said is None else said)) or None
+    _check_names(said, owner)
+    stock = said is not None and said == tuple(
+        (getattr(leaf, 'METAINFO', None) or {}).get('classes') or ()
+    )
     found = _names_in_file(leaf)
+    twice = [name for name, times in Counter(said).items() if times > 1]
+    # ImageNet has two classes 'crane'.
+    if twice and not stock and found != said:
+        raise fault(
+            'metainfo.classes',
+            said,
+            f'each class once, got {listed(twice)} several times, so that a '
+            'name has no label of its own',
+            'remove the second of each name, or tell two classes apart by '
+            'their names',
+            owner,
+        )
     if said is None or found is None or found == said:
         _warn_of_spelling(leaf, said)
         return said or found
@@ -234,65 +281,114 @@ def label_names(leaf: Any) -> Names | None:
             type(leaf).__name__,
         )
     missing = [name for name in said if name not in found]
-    twice = [name for name, times in Counter(said).items() if times > 1]
-    if twice and len(found) < len(said):
-        raise fault(
-            'metainfo.classes',
-            said,
-            f'each class once, got {listed(twice)} several times, while '
-            f'{type(leaf).__name__} gives a category of its file one label',
-            'remove the second of each name',
-            describe_leaf(leaf),
-        )
     if len(found) < len(said):
-        spelt = {
-            str(c.get('name')).lower(): c.get('name')
-            for c in _categories(leaf) or ()
-            if c.get('name') not in found
-        }
+        source = (
+            f'folders in {leaf.img_prefix!r}'
+            if hasattr(leaf, 'folder_to_idx')
+            else f'categories of {leaf.ann_file!r}'
+        )
+        categories = [str(c.get('name')) for c in categories_of(leaf) or ()]
+        left_out = [name for name in categories if name not in found]
+        spelt = {name.lower(): name for name in left_out}
         near = [
             spelt[close]
             for name in missing
             for close in difflib.get_close_matches(name.lower(), spelt, 1)
         ]
         if found and found == said[: len(found)] and not near:
-            return said  # The last are missing: no label is shifted.
-        if not found and not near:
+            # The last are missing: no label is shifted.
+            if left_out:
+                _say_once(
+                    f'{owner}: categories of the file are left out '
+                    f'({listed(left_out)}), while it has none for '
+                    f'{listed(missing)}. Fix: metainfo=dict(classes=(...)) '
+                    'in the data set, with the names of the file '
+                    f'({listed(categories)}), and their number as '
+                    'num_classes of the heads.'
+                )
+            return said
+        if stock or not (found or near):
             raise fault(
                 'metainfo.classes',
                 leaf.metainfo['classes'],
-                f'names of categories of {leaf.ann_file!r}, which has none of '
-                f'them: {type(leaf).__name__} would leave out all boxes',
+                f'names of {source}, which has '
+                + (f'only {listed(found)}' if found else 'none')
+                + f' of them: {type(leaf).__name__} would '
+                + ('shift labels' if found else 'leave out all boxes'),
                 'write metainfo=dict(classes=(...)) in the data set, with the '
-                f'names of the file ({listed(spelt.values())})',
+                f'names of the file ({listed(categories or found)})',
             )
         raise fault(
             'metainfo.classes',
             leaf.metainfo['classes'],
-            f'names of categories of {leaf.ann_file!r}, which lacks '
+            f'names of {source}, which lacks '
             f'{listed(missing)}: {type(leaf).__name__} would shift the '
             'labels of all classes after it',
-            'spell it as the file does'
+            'spell it as there'
             + (f' ({listed(near)})' if near else '')
-            + ', or add it to the categories of the file',
+            + ', or add it there',
         )
-    if missing or len(found) != len(said):
-        return said  # Labels go by position, as in LVIS.
+    moved = _moved(said, found)
+    # From here on all labels are places in the file, or of folders.
+    if len(found) > len(said) or (missing and moved):
+        further = [name for name in found if name not in said]
+        raise fault(
+            'metainfo.classes',
+            leaf.metainfo['classes'],
+            f'the {len(found)} names that labels have in the file or by '
+            f'folder: not in metainfo.classes: {listed(further) or "none"}; '
+            f'in metainfo.classes alone: {listed(missing) or "none"}'
+            + (
+                f'; places in metainfo.classes / labels: {moved}'
+                if moved
+                else ''
+            ),
+            'remove from the data what is no class, or write '
+            'metainfo=dict(classes=(...)) with all these names in their '
+            f'order ({listed(found)}), and num_classes={len(found)} in the '
+            'heads',
+            owner,
+        )
+    if missing:
+        if len(missing) < len(said) or not hasattr(leaf, 'folder_to_idx'):
+            _warn_of_renamed(said, 'metainfo.classes', found, owner)
+        return said
     _say_once(
-        f'{describe_leaf(leaf)}: metainfo.classes has another order than the '
+        f'{owner}: metainfo.classes has another order than the '
         'labels, which follow the file or folders (places in metainfo.classes'
-        f' / labels: {_moved(said, found)}). Counts and their names go by the '
+        f' / labels: {moved}). Counts and their names go by the '
         'labels; where others show names, they will be wrong. Fix: '
         'metainfo.classes in the order of the labels.'
     )
     return found
 
 
+def _check_names(said: Names | None, owner: str) -> None:
+    """Refuse what a file of names may have beside names."""
+    for place, name in enumerate(said or ()):
+        if not name.strip():
+            raise fault(
+                'metainfo.classes',
+                said,
+                f'a name for each class, got a blank one at place {place}',
+                'delete that name, or the blank line of the file of names',
+                owner,
+            )
+        if name.startswith('\ufeff'):
+            raise fault(
+                'metainfo.classes',
+                said,
+                'names alone, got a byte order mark before the first one',
+                'save the file of names as UTF-8 without a byte order mark',
+                owner,
+            )
+
+
 def _names_in_file(leaf: Any) -> Names | None:
     """Names by label where something else than ``metainfo`` orders them."""
     folders = getattr(leaf, 'folder_to_idx', None)
     if folders:
-        hidden = [name for name in folders if name.startswith('.')]
+        hidden = [name for name in folders if _NO_CLASS.match(name)]
         if hidden:
             raise fault(
                 'data_prefix',
@@ -305,19 +401,60 @@ def _names_in_file(leaf: Any) -> Names | None:
         return tuple(sorted(folders, key=folders.get))
     ids = getattr(leaf, 'cat_ids', None)
     if ids is None:
-        return None
+        return getattr(leaf, 'names_in_file', None) or _names_beside(leaf)
     # None are left where no category has a name of metainfo.classes.
-    categories = _categories(leaf)
+    categories = categories_of(leaf)
     if categories is None:
         return None
     names = {c['id']: str(c.get('name', c['id'])) for c in categories}
     return tuple(names[i] for i in ids)
 
 
-def _categories(leaf: Any) -> list[dict[str, Any]] | None:
+def empty_folders(dataset: Any) -> list[str]:
+    """Folders of a data set that count as classes without any image."""
+    empty = []
+    for leaf in leaves(dataset):
+        folders = getattr(leaf, 'folder_to_idx', {})
+        used = set(leaf.get_gt_labels().tolist()) if folders else ()
+        empty += [name for name in folders if folders[name] not in used]
+    return empty
+
+
+def _names_beside(leaf: Any) -> Names | None:
+    """Names that a file of MMEngine's own form has beside its labels."""
+    path = getattr(leaf, 'ann_file', None)
+    if (
+        kind_of(leaf, 'load_data_list') != BASE_DATASET
+        or not isinstance(path, str)
+        or not os.path.isfile(path)
+    ):
+        return None
+    return _names_of_labels(path, os.stat(path).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _names_of_labels(path: str, changed: int) -> Names | None:
+    from mmengine.fileio import load
+
+    metainfo = load(path)['metainfo']
+    names = metainfo.get('classes')
+    if not names:  # The form of MMPretrain's documentation.
+        categories = metainfo.get('categories') or ()
+        names = [
+            c['category_name']
+            for c in sorted(categories, key=lambda c: c['id'])
+        ]
+    return tuple(map(str, names)) or None
+
+
+def categories_of(leaf: Any) -> list[dict[str, Any]] | None:
     """The categories of the COCO file of a data set, if it has one."""
     path = getattr(leaf, 'ann_file', None)
-    if not isinstance(path, str) or not os.path.isfile(path):
+    if (
+        not hasattr(leaf, 'cat_ids')
+        or not isinstance(path, str)
+        or not os.path.isfile(path)
+    ):
         return None
     ids = set(leaf.cat_ids)
     for found in _lists_of_categories(path, os.stat(path).st_mtime_ns):
@@ -365,32 +502,27 @@ def _warn_of_spelling(leaf: Any, said: Names | None) -> None:
     if distributed.is_available() and distributed.is_initialized():
         if distributed.get_rank() != 0:
             return
-    is_voc = hasattr(leaf, '_parse_instance_info')
-    if not said or not is_voc or leaf in _read:
+    if not said or not _is_voc(leaf) or leaf in _read:
         return
     _read.add(leaf)
-    used = {
-        name
-        for index in range(len(leaf))
-        for name in _object_names(
-            leaf.get_data_info(index).get('xml_path', '')
-        )
-    }
-    if used and used.isdisjoint(said):
+    used = object_names(leaf)
+    if used and used.keys().isdisjoint(said):
         _say_once(
             f'{describe_leaf(leaf)}: all objects are left out, as none has a '
             f'name of metainfo.classes. Fix: metainfo=dict(classes=(...)) in '
             f'the data set, with the names of the files '
             f'({listed(sorted(used))}).'
         )
-    further = sorted(used.difference(said))
     (plain,) = _plain(said)
-    odd = [
-        f'{name!r} (class {said[plain.index(p)]!r})'
-        for name in further
-        for p in _plain([name])[0]
-        if p in plain
-    ]
+    odd, others = [], []
+    for name in sorted(used.keys() - set(said)):
+        number = used[name]
+        close = difflib.get_close_matches(_plain([name])[0][0], plain, 1, 0.8)
+        if close:
+            meant = said[plain.index(close[0])]
+            odd.append(f'{name!r} (class {meant!r}, {number}x)')
+        else:
+            others.append(f'{name!r} ({number}x)')
     if odd:
         more = f' and {len(odd) - 10} more' if len(odd) > 10 else ''
         _say_once(
@@ -398,6 +530,26 @@ def _warn_of_spelling(leaf: Any, said: Names | None) -> None:
             f'spelt otherwise than in metainfo.classes: '
             f'{", ".join(odd[:10])}{more}. Fix: one spelling in all files.'
         )
+    if others:
+        more = f' and {len(others) - 10} more' if len(others) > 10 else ''
+        _say_once(
+            f'{describe_leaf(leaf)}: objects are left out whose name is none '
+            f'of metainfo.classes: {", ".join(others[:10])}{more}',
+            logging.INFO,
+        )
+
+
+def _is_voc(leaf: Any) -> bool:
+    return hasattr(leaf, '_parse_instance_info')
+
+
+def object_names(leaf: Any) -> Counter[str]:
+    """How often the XML files of a data set have each name, filters aside."""
+    return Counter(
+        name
+        for info in leaf.load_data_list()
+        for name in _object_names(info.get('xml_path', ''))
+    )
 
 
 def _object_names(path: str) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mmengine.dataset import ClassBalancedDataset
 
-from lt_losses_mm.priors import count_dataset
+from lt_losses_mm.priors import class_names, count_dataset
 from lt_losses_mm.registry import DATASETS
 
 # The forms in which the three benchmarks' lists are published.
@@ -115,6 +115,13 @@ def test_reads_the_flat_json_of_bbn(tmp_path):
     (tmp_path / 'flat.json').write_text(json.dumps(content))
     dataset = build(tmp_path, ann_file='flat.json')
     assert dataset.get_gt_labels().tolist() == [5]
+
+
+def test_names_are_compared_with_those_of_the_json(tmp_path):
+    (tmp_path / 'train.json').write_text(json.dumps(inaturalist(tmp_path)))
+    classes = ('wren', 'morel')
+    dataset = build(tmp_path, ann_file='train.json', classes=classes)
+    assert class_names(dataset) == ('morel', 'wren')
 
 
 def test_refuses_ids_that_are_no_labels(tmp_path):

@@ -8,6 +8,7 @@ import logging
 import math
 from types import SimpleNamespace as Namespace
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -648,6 +649,20 @@ def test_head_and_data_have_other_classes(loss, names):
     compare(('a', 'b', 'c'), loss)
     # Transforms may make other classes of them.
     compare(names, loss, class_counts=[6, 3, 1])
+
+
+def test_folders_without_an_image_are_named():
+    head = build_head(
+        'LinearClsHead', dict(type='lt_losses_mm.BalancedSoftmaxLoss')
+    )
+    folders = {name: i for i, name in enumerate('abcd')}
+    dataset = Namespace(
+        folder_to_idx=folders,
+        metainfo=dict(classes=tuple(folders)),
+        get_gt_labels=lambda: np.array([0, 2, 3]),
+    )
+    with pytest.raises(ValueError, match=r"without an image \('b'\), write"):
+        check_beside(head, dataset)
 
 
 def test_box_heads_of_panoptic_data_have_the_things():

@@ -199,7 +199,7 @@ def test_both_spellings_of_the_same_names(make_runner):
 def test_class_names_of_versions_0x_in_the_training_data(make_runner):
     runner = make_runner(val_dataloader=None, val_cfg=None, val_evaluator=None)
     runner.train_loop.dataloader.dataset._metainfo = dict(CLASSES='abc')
-    with pytest.raises(ValueError, match='train_dataloader: metainfo'):
+    with pytest.raises(ValueError, match="metainfo=.*write 'classes'"):
         runner.train()
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ def test_a_slip_of_the_pen_is_no_news(caplog):
 def test_parts_with_further_classes():
     both = TorchConcat([Labels(('a', 'b')), Labels(('a', 'b', 'c'))])
     assert class_names(both) == ('a', 'b', 'c')
-    with pytest.raises(ValueError, match="metainfo.'classes'.*got .2, 3."):
+    with pytest.raises(ValueError, match="the 3 classes.*Labels lacks 'c'"):
         count_dataset(both)
 
 
@@ -220,7 +221,14 @@ def test_messages_stay_short():
 def coco(tmp_path):
     datasets = pytest.importorskip('mmdet.datasets')
 
-    def make(names, classes, boxes=(0, 0, 1), kind='CocoDataset', ids=None):
+    def make(
+        names,
+        classes,
+        boxes=(0, 0, 1),
+        kind='CocoDataset',
+        ids=None,
+        **kwargs,
+    ):
         ids = ids or [3 * i + 1 for i in range(len(names))]
         path = tmp_path / f'{len(list(tmp_path.iterdir()))}.json'
         content = dict(
@@ -248,6 +256,7 @@ def coco(tmp_path):
             ann_file=str(path),
             metainfo=dict(classes=classes),
             data_prefix=dict(img=''),
+            **kwargs,
         )
 
     return make
@@ -276,6 +285,118 @@ def test_all_names_are_misspelt(coco):
         ValueError, match=r"none of.*the file \('hen', 'owl'\)"
     ):
         count_dataset(coco(('hen', 'owl'), ('person', 'bicycle')))
+
+
+def lvis(coco, names, classes, boxes):
+    """As LVISV1Dataset numbers its labels: by the categories of the file."""
+    from mmdet.datasets import LVISV1Dataset
+
+    dataset = coco(names, names, boxes)
+    dataset.__class__ = type('LVIS', (LVISV1Dataset,), {})
+    dataset._metainfo['classes'] = classes
+    return dataset
+
+
+@pytest.mark.parametrize(
+    'names, classes, words',
+    [
+        ('root a b c', 'a b c', "not in metainfo.classes: 'root'"),
+        ('c a b', 'a b q', "'c'; in metainfo.classes alone: 'q'; places in"),
+        ('a b c', 'b c q', 'num_classes=3'),
+    ],
+)
+def test_lvis_has_the_labels_of_its_file(coco, names, classes, words):
+    names, classes = tuple(names.split()), tuple(classes.split())
+    dataset = lvis(coco, names, classes, (1, 1, 2))
+    with pytest.raises(ValueError) as caught:
+        count_dataset(dataset)
+    for word in (words, '.json', 'classes=(...)) with all these names in '):
+        assert word in str(caught.value)
+
+
+def test_lvis_with_the_names_of_its_file(coco, caplog):
+    dataset = lvis(coco, ('c', 'a', 'b'), ('a', 'b', 'c'), (0, 0, 1))
+    counts = count_dataset(dataset)
+    assert counts.names == ('c', 'a', 'b')
+    assert counts.counts.tolist() == [2, 1, 0]
+    assert 'another order' in caplog.text
+    other = lvis(coco, ('c', 'a', 'b'), ('c', 'a', 'q'), (0, 0, 1))
+    assert count_dataset(other).counts.tolist() == [2, 1, 0]
+    assert "2: 'q' and 'b'" in caplog.text
+
+
+def test_stock_names_of_coco(coco, caplog):
+    """Whoever forgets metainfo has the 80 names of the data set itself."""
+    from mmdet.datasets import CocoDataset
+
+    stock = CocoDataset.METAINFO['classes']
+    with pytest.raises(
+        ValueError,
+        match=r"only 'person', 'car' of them.*write metainfo=dict\(classes="
+        r".*\('person', 'car', 'drone'\)",
+    ):
+        count_dataset(coco(('person', 'car', 'drone'), stock))
+    helmets = coco(('person', 'helmet', 'vest'), stock, (0, 1, 2))
+    assert count_dataset(helmets).counts.tolist() == [1] + 79 * [0]
+    assert "left out ('helmet', 'vest')" in caplog.text
+    assert "of the file ('person', 'helmet', 'vest')" in caplog.text
+    helmets._metainfo['CLASSES'] = ('person', 'helmet', 'vest')
+    for dataset in (RepeatDataset(helmets, 2), TorchConcat([helmets])):
+        with pytest.raises(ValueError, match="write 'classes' instead of 'CL"):
+            class_names(dataset)
+
+
+@pytest.mark.parametrize(
+    'classes, words',
+    [
+        (('a', 'b', ''), 'a blank one at place 2. Fix: delete'),
+        (('\ufeffa', 'b', 'c'), 'save the file of names as UTF-8 without'),
+        (('a', 'b', 'a'), "each class once, got 'a' several times"),
+    ],
+)
+def test_what_is_no_name(classes, words):
+    with pytest.raises(ValueError, match=words):
+        class_names(Labels(classes))
+
+
+def test_imagenet_has_two_cranes():
+    class Stock(Labels):
+        METAINFO = dict(classes=('crane', 'crane'))
+
+    assert class_names(Stock(None)) == ('crane', 'crane')
+
+
+# ----------------------------------------------- files of MMEngine's own form
+@pytest.mark.parametrize('form', ['classes', 'categories'])
+def test_names_beside_the_labels(tmp_path, caplog, form):
+    names = ('a', 'b', 'c')
+    metainfo = dict(
+        classes=names,
+        categories=[
+            dict(id=i, category_name=name) for i, name in enumerate(names)
+        ][::-1],
+    )
+    path = tmp_path / f'{form}.json'
+    labels = [[0], [0, 1], [0], [2]]
+    content = dict(
+        metainfo={form: metainfo[form]},
+        data_list=[dict(gt_label=label) for label in labels],
+    )
+    path.write_text(json.dumps(content))
+
+    def make(classes):
+        metainfo = dict(classes=classes)
+        return BaseDataset(
+            str(path), metainfo, data_prefix={}, serialize_data=False
+        )
+
+    assert count_dataset(make(names)).counts.tolist() == [3, 1, 1]
+    assert not _warnings(caplog)
+    counts = count_dataset(make(('c', 'b', 'a')))
+    assert counts.names == names and counts.counts.tolist() == [3, 1, 1]
+    assert "'c' 0 / 2" in _warnings(caplog)[0]
+    with pytest.raises(ValueError, match="not in metainfo.classes: 'a'"):
+        count_dataset(make(('c', 'b', 'x')))
 
 
 @pytest.mark.parametrize(
@@ -364,7 +485,20 @@ def voc(tmp_path):
 def test_names_of_voc_in_another_case(voc, caplog):
     assert count_dataset(voc).counts.tolist() == [1, 1]
     (told,) = [w for w in _warnings(caplog) if 'spelt' in w]
-    assert "'Dog' (class 'dog')" in told and 'horse' not in told
+    assert "'Dog' (class 'dog', 1x)" in told and 'horse' not in told
+
+
+def test_objects_of_voc_that_no_class_has(voc, caplog):
+    """Also those that a filter takes with their images."""
+    caplog.set_level('INFO')
+    voc._metainfo['classes'] = ('cat', 'dog', 'hors')
+    voc.filter_cfg = dict(filter_empty_gt=True)
+    assert count_dataset(voc).counts.tolist() == [1, 1, 0]
+    assert "'horse' (class 'hors', 1x)" in caplog.text
+    voc._metainfo['classes'] = ('cat', 'Dog')
+    names_module._read.clear()
+    assert class_names(voc) == ('cat', 'Dog')
+    assert "none of metainfo.classes: 'horse' (1x)" in caplog.text
 
 
 def test_no_name_of_voc_is_a_class(voc, caplog):
@@ -419,11 +553,79 @@ def folders(tmp_path):
     return make
 
 
-def test_a_hidden_folder_is_no_class(folders):
+@pytest.mark.parametrize(
+    'name', ['.ipynb_checkpoints', '__MACOSX', '@eaDir', '$RECYCLE.BIN']
+)
+def test_a_folder_of_the_system_is_no_class(folders, name):
     with pytest.raises(ValueError) as caught:
-        count_dataset(folders('cat', 'dog', '.ipynb_checkpoints'))
-    for words in ("'.ipynb_checkpoints'", 'delete that folder'):
+        count_dataset(folders('cat', 'dog', name))
+    for words in (repr(name), 'delete that folder'):
         assert words in str(caught.value)
+    with pytest.raises(ValueError, match='delete that folder'):
+        folders('owl', name, metainfo=dict(classes=('owl',)))
+
+
+def test_folders_that_are_not_as_many_as_the_classes(folders):
+    """The host raises an AssertionError, which counts them."""
+    with pytest.raises(ValueError, match="not in metainfo.classes: 'b'; .*re"):
+        folders('a', 'b', 'c', metainfo=dict(classes=('a', 'c')))
+    with pytest.raises(ValueError, match="names of folders in .*lacks 'd'"):
+        folders('a', 'e', metainfo=dict(classes=('a', 'd', 'e')))
+
+
+def test_folders_without_an_image(folders):
+    dataset = folders('cat', 'dog', 'notes')
+    assert names_module.empty_folders(RepeatDataset(dataset, 2)) == []
+    Path(dataset.img_prefix, 'notes/a.jpg').unlink()
+    dataset = type(dataset)(data_root=dataset.img_prefix)
+    assert names_module.empty_folders(RepeatDataset(dataset, 2)) == ['notes']
+
+
+# ------------------------------------------------------------- nothing is left
+def test_no_box_is_left(coco):
+    filtered = dict(filter_cfg=dict(filter_empty_gt=True))
+    with pytest.raises(ValueError, match=r"names of the file \('hen', 'owl'"):
+        coco(('hen', 'owl'), ('person', 'bicycle'), **filtered)
+    with pytest.raises(
+        ValueError,
+        match=r"but none is left.*filter_empty_gt.*'hen', 'owl', and .*'emu'",
+    ) as caught:
+        coco(('hen', 'owl', 'emu'), ('hen', 'owl'), (2, 2), **filtered)
+    assert 'at least one array' in str(caught.value.__cause__)
+
+
+def test_no_object_is_left(voc):
+    voc._metainfo['classes'] = ('a', 'b')
+    voc.filter_cfg = dict(filter_empty_gt=True)
+    with pytest.raises(ValueError, match="XML files have 'Dog', 'cat', 'dog"):
+        voc.full_init()
+
+
+def test_no_mask_is_left(tmp_path):
+    datasets = pytest.importorskip('mmseg.datasets')
+    (tmp_path / 'a.png').write_bytes(b'')
+    with pytest.raises(ValueError, match="write img_suffix='.png'"):
+        datasets.BaseSegDataset(
+            data_prefix=dict(img_path=str(tmp_path), seg_map_path=''),
+            metainfo=dict(classes=('a', 'b')),
+        )
+
+
+def test_no_line_is_left(tmp_path):
+    datasets = pytest.importorskip('mmpretrain.datasets')
+    path = tmp_path / 'train.txt'
+    path.write_text('')
+    with pytest.raises(ValueError, match='train.txt.*fill that file'):
+        datasets.CustomDataset(ann_file=str(path), data_root=str(tmp_path))
+
+
+def test_other_errors_of_a_data_set_stay(tmp_path):
+    class Broken(BaseDataset):
+        def load_data_list(self):
+            raise ValueError('mine')
+
+    with pytest.raises(ValueError, match='^mine$'):
+        Broken()
 
 
 def test_names_of_folders(folders, caplog):
