@@ -54,6 +54,7 @@ def test_hand_computed_groups():
             'few',
             'ece',
             'per_class',
+            'class_counts',
         )
     ]
     assert result['accuracy/all'] == pytest.approx(60)
@@ -64,6 +65,7 @@ def test_hand_computed_groups():
         (75 + 100 + 50 + 100 / 3) / 4
     )
     assert result['accuracy/ece'] == pytest.approx(40)
+    assert result['accuracy/class_counts'] == list(counts)
     per_class = result['accuracy/per_class']
     assert per_class[:4] == pytest.approx([75, 100, 50, 100 / 3])
     assert math.isnan(per_class[4])
