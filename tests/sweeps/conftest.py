@@ -61,8 +61,8 @@ for epoch in range(first + 1, 4):
         say(**{'accuracy/all': overall, 'accuracy/few': few, 'step': epoch})
 print('ended')
 """
-# Stands in for tools/test.py: what the training of the checkpoint has, plus one
-# if that is of another trial.
+# Stands in for tools/test.py: what the training of the checkpoint has, and one
+# more if that is of another trial.
 TEST = r"""
 import argparse, hashlib, json, os, re, time
 from pathlib import Path
