@@ -31,7 +31,6 @@ from .training_data import (
 )
 
 
-
 @HOOKS.register_module()
 class ClassCountsHook(Hook):
     """Fills ``class_counts='auto'`` of losses and metrics.

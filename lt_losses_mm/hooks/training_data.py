@@ -22,7 +22,6 @@ from ..priors import (
 from ..priors.names import _say_once
 from ..priors.sampling import leaves
 
-
 TRAINING, EVALUATED = 'the training data', 'the evaluated data'
 
 

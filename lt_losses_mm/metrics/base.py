@@ -151,6 +151,19 @@ class FrequencyMetric(BaseMetric):
             ValueError: If they do not fit.
         """
 
+    def check_run(self, model: Any, dataset: Any) -> None:
+        """Compare what the metric was given with what is evaluated.
+
+        Called before a run.
+
+        Args:
+            model: The model.
+            dataset: The evaluated data set.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
+
     @abstractmethod
     def groups(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Class indices of each frequency group.

@@ -426,6 +426,13 @@ def test_validation_without_the_last_class(make_runner, loader, log):
     make_runner(AUTO, val_dataloader=data).train()
     (told,) = messages(log, "the evaluated data have no 'c'")
     assert "Fix: write metainfo=dict(classes=('a', 'b', 'c'))" in told
+    # A COCO file that lacks a category of metainfo.
+    runner = make_runner(AUTO)
+    coco = runner.val_loop.dataloader.dataset
+    coco.cat_ids, coco.ann_file = [3, 5], 'val.json'
+    runner.train()
+    (told,) = messages(log, 'an IndexError in CocoMetric')
+    assert "'c'" in told and "add them to the categories of 'val.json'" in told
     for counts in ('auto', [60, 30, 10]):
         ours = dict(type='lt_losses_mm.LongTailAccuracy', class_counts=counts)
         runner = make_runner(AUTO, val_dataloader=data, val_evaluator=ours)
