@@ -14,6 +14,7 @@ from ..priors import ClassCounts, empty_classes, joined, same_labels
 from ..priors.masks import StrayLabelError
 from ..registry import HOOKS
 from .segmentation import (
+    check_reduced,
     check_segmentation,
     counted_as,
     evaluated_label,
@@ -56,6 +57,8 @@ class ClassCountsHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Fill before hooks that copy the model."""
         self._counts: dict[Any, ClassCounts] = {}
+        if losses(runner):
+            check_reduced(runner.cfg)
         if not is_training(runner):
             return
         if losses(runner) or metrics(runner._val_loop):

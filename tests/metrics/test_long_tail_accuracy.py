@@ -63,6 +63,7 @@ def test_hand_computed_groups():
             'few',
             'ece',
             'per_class',
+            'class_counts',
         )
     ]
     assert result['accuracy/all'] == pytest.approx(60)
