@@ -125,7 +125,7 @@ def compare_labels(names: tuple[str, ...] | None, loop: Any) -> None:
             'name), or train them'
         )
     else:
-        said = f'no {listed(lacks)}, and predictions of them have no label'
+        said = f'no {listed(lacks)}, which the model predicts'
         fix = f'write metainfo=dict(classes={names!r}) in the evaluated data'
         if getattr(part, 'cat_ids', None):
             said += ' (an IndexError in CocoMetric)'
