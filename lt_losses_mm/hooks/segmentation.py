@@ -174,7 +174,8 @@ def _reduced(
     kind = dataset.get('type')
     kind = registry.get(kind) if isinstance(kind, str) else kind
     for cls in inspect.getmro(kind or object):
-        known = inspect.signature(cls.__init__).parameters
+        init = vars(cls).get('__init__')
+        known = inspect.signature(init).parameters if init else {}
         if 'reduce_zero_label' in known:
             usual = known['reduce_zero_label'].default
             name = 'reduce_zero_label'

@@ -410,7 +410,7 @@ def _expected(one: dict, sizes: dict[Any, dict], metric: str) -> str:
     for key in ('image_id', 'category_id'):
         if not isinstance(one.get(key), (int, float, str)):
             return f'{key} in each annotation'
-    box = one.get('bbox')
+    box: Any = one.get('bbox')
     if not _are_numbers(box) or len(box) != 4:
         return 'bbox=[x, y, width, height] in each annotation, four numbers'
     if one.get('area') is not None and not _are_numbers([one['area']]):
