@@ -126,7 +126,10 @@ def compare_labels(names: tuple[str, ...] | None, loop: Any) -> None:
         )
     else:
         said = f'no {listed(lacks)}, which the model predicts'
-        fix = f'write metainfo=dict(classes={names!r}) in the evaluated data'
+        fix = (
+            'write metainfo=dict(classes=(...)) in the evaluated data, with '
+            f'the names of training ({listed(names)})'
+        )
         if getattr(part, 'cat_ids', None):
             said += ' (an IndexError in CocoMetric)'
             fix = (

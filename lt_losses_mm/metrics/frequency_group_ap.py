@@ -354,10 +354,17 @@ def _read(
         categories = [dict(one, name=str(one['name'])) for one in categories]
         ids = {one['id'] for one in categories}
         odd = (
-            (f'{expected}, got {reprlib.repr(one)} as annotation {number}')
+            (f'{expected}, got {reprlib.repr(shown)} as annotation {number}')
             for number, one in enumerate(annotations, 1)
             for expected in [_expected(one, sizes, metric)]
             if expected
+            for shown in [
+                {
+                    key: value
+                    for key, value in one.items()
+                    if key in ('id', 'image_id') or expected.startswith(key)
+                }
+            ]
         )
         problem = next(odd, '')
         if not problem and len(ids) < len(categories):
@@ -406,7 +413,7 @@ def _read(
 
 
 def _expected(one: dict, sizes: dict[Any, dict], metric: str) -> str:
-    """What an annotation should have and has not, if something."""
+    """What an annotation should have and has not, its key first."""
     for key in ('image_id', 'category_id'):
         if not isinstance(one.get(key), (int, float, str)):
             return f'{key} in each annotation'
@@ -414,7 +421,7 @@ def _expected(one: dict, sizes: dict[Any, dict], metric: str) -> str:
     if not _are_numbers(box) or len(box) != 4:
         return 'bbox=[x, y, width, height] in each annotation, four numbers'
     if one.get('area') is not None and not _are_numbers([one['area']]):
-        return 'numbers as area'
+        return 'area, a number, or none'
     if one.get('iscrowd') not in (None, 0, 1):
         return 'iscrowd=0 or 1, without quotes'
     if metric == 'bbox':
