@@ -279,6 +279,7 @@ class Head(NamedTuple):
     loss: str
     kind: str  # softmax, sigmoid, focal, quality or ours
     num_classes: int | None
+    usual: str  # The kind of the host's loss there, where it is ours.
 
 
 def heads_of_config(cfg: Config) -> Iterator[Head]:
@@ -295,7 +296,11 @@ def heads_of_config(cfg: Config) -> Iterator[Head]:
             if isinstance(loss, dict):
                 name = str(loss['type']).split('.')[-1]
                 found = part.get('num_classes')
-                yield Head(kind, name, _kind(loss, name), found)
+                how = usual = _kind(loss, name)
+                if how == 'ours':
+                    scope = str(cfg.get('default_scope'))
+                    usual = _usual_kind(kind, scope, loss)
+                yield Head(kind, name, how, found, usual)
                 break
 
 
@@ -324,6 +329,19 @@ def _kind(loss: dict, name: str) -> str:
     return 'sigmoid' if sigmoid else 'softmax'
 
 
+def _usual_kind(head: str, scope: str, loss: dict) -> str:
+    """Of the host's loss in a head that has one of ours by now."""
+    if scope == 'mmpretrain':
+        return 'sigmoid' if 'MultiLabel' in head else 'softmax'
+    if re.search('GFL|LD|RTM|TOOD|VF', head):
+        return 'quality'
+    if head.endswith('BBoxHead') or scope == 'mmseg':
+        return 'softmax'
+    if re.search('DETR|Former', head):  # both kinds are among them
+        return 'focal' if loss.get('use_sigmoid') else 'softmax'
+    return 'focal'
+
+
 def advise(cfg: Config, found: list[Head], counts: ClassCounts) -> list[str]:
     """Lines that say what was found, what to try first, and why."""
     if not found:
@@ -334,10 +352,10 @@ def advise(cfg: Config, found: list[Head], counts: ClassCounts) -> list[str]:
         f'Test set: {test_set}.',
     ]
     refused = {k: why for h in HOSTS for k, why in h.refused.items()}
-    key = f'{cfg.get("default_scope")} {head.kind}'
+    key = f'{cfg.get("default_scope")} {head.usual}'
     if re.search('DETR|DINO|Former', head.type):
-        key = f'queries {head.kind}'
-    elif counts.num_classes >= MANY.get(head.kind, np.inf):
+        key = f'queries {head.usual}'
+    elif counts.num_classes >= MANY.get(head.usual, np.inf):
         key = (
             f'{key}, many classes' if f'{key}, many classes' in FIRST else key
         )
@@ -350,8 +368,6 @@ def advise(cfg: Config, found: list[Head], counts: ClassCounts) -> list[str]:
             f'{counts.imbalance_factor:.3g} times what the smallest has, as '
             'training sees them',
         )
-    elif head.kind == 'ours':
-        what, why = head.loss, 'the config has it already'
     else:
         what, why = FIRST.get(
             key,
@@ -362,6 +378,10 @@ def advise(cfg: Config, found: list[Head], counts: ClassCounts) -> list[str]:
                 'head applies at test',
             ),
         )
+        if head.kind == 'ours' and f".{head.loss}'" in what:
+            what = f'{head.loss}, which the config has already'
+        elif head.kind == 'ours':
+            what += f', not {head.loss}, which the config has'
     lines.append(f'First try: {what}. Why: {why}.')
     if key.startswith('mmpretrain') and not test_set.startswith('balanced'):
         lines.append(

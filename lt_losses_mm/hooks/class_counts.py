@@ -10,29 +10,26 @@ from mmengine.runner import Runner
 
 from ..hosts import HOSTS
 from ..losses import LongTailLoss
-from ..metrics.base import FrequencyMetric
-from ..priors import (
-    ClassCounts,
-    empty_classes,
-    joined,
-    same_labels,
-)
+from ..priors import ClassCounts, empty_classes, joined, same_labels
 from ..priors.masks import StrayLabelError
 from ..registry import HOOKS
 from .segmentation import (
+    check_reduced,
     check_segmentation,
     counted_as,
     evaluated_label,
     lines_to_paste,
 )
 from .training_data import (
+    EVALUATED,
+    TRAINING,
     NoTrainingDataError,
+    compare_labels,
     counts_of_training_data,
+    metrics,
     names_of,
     names_of_training_data,
 )
-
-_TRAINING, _EVALUATED = 'the training data', 'the evaluated data'
 
 
 @HOOKS.register_module()
@@ -55,28 +52,27 @@ class ClassCountsHook(Hook):
     # buffers of one size.
     priority = 'VERY_HIGH'
     _names: tuple[str, ...] | None = None  # of the labels in training
+    _resumed: tuple[str, ...] | None = None  # of those of the checkpoint
 
     def before_run(self, runner: Runner) -> None:
         """Fill before hooks that copy the model."""
         self._counts: dict[Any, ClassCounts] = {}
-        if is_training(runner) and losses(runner):
+        if losses(runner):
+            check_reduced(runner.cfg)
+        if not is_training(runner):
+            return
+        if losses(runner) or metrics(runner._val_loop):
+            self._names = names_of_training_data(runner)
+        if losses(runner):
             check_segmentation(runner)
-            names = self._names = names_of_training_data(runner)
+            names = self._names
             for _, loss in losses(runner):
                 counts = loss.known_counts
                 # Where transforms make other classes of them, the names of
                 # the data say nothing of the counts.
                 if counts and names and len(names) == counts.num_classes:
-                    loss.set_class_counts(joined(counts, names, _TRAINING))
-            # Metrics of others may not compare labels with those of training,
-            # as in retrieval; for ours it is an error, below.
-            same_labels(
-                names,
-                _TRAINING,
-                names_of(runner._val_loop),
-                'the validation data',
-                fatal=False,
-            )
+                    loss.set_class_counts(joined(counts, names, TRAINING))
+            compare_labels(names, runner._val_loop)
             self._fill_losses(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -86,11 +82,19 @@ class ClassCountsHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the names: the counts in a checkpoint have none."""
+        self._resumed = checkpoint.get('meta', {}).get('label_names')
         if not is_training(runner):
-            self._names = checkpoint.get('meta', {}).get('label_names')
+            self._names = self._resumed
 
     def before_train(self, runner: Runner) -> None:
         """Fill again: a checkpoint may have brought another data set's."""
+        if runner.iter:  # else it is fine-tuned, to whatever classes
+            same_labels(
+                self._resumed,
+                'the data that the checkpoint was trained with',
+                self._names,
+                TRAINING,
+            )
         self._fill_losses(runner)
         self._fill_metrics(runner, runner._val_loop)
 
@@ -126,19 +130,19 @@ class ClassCountsHook(Hook):
                 )
 
     def _fill_metrics(self, runner: Runner, loop: Any) -> None:
-        if loop is None or isinstance(loop, dict):
-            return
-        for metric in loop.evaluator.metrics:
-            if not isinstance(metric, FrequencyMetric):
-                continue
+        compare_labels(self._names, loop)
+        for metric in metrics(loop):
             if getattr(metric, 'ignore_index', 0) is None:
                 metric.ignore_index = evaluated_label(runner.model)
             counts, names = metric.class_counts, names_of(loop)
             if isinstance(counts, str):
                 counts = self._natural_counts(runner, metric.count_unit, names)
-                same_labels(counts.names, _TRAINING, names, _EVALUATED)
+                compare_labels(counts.names, loop)
+            elif counts is not None:
+                # The model has the labels of the training data.
+                counts = joined(counts, self._names or names, EVALUATED)
             if counts is not None:
-                metric.set_class_counts(joined(counts, names, _EVALUATED))
+                metric.set_class_counts(counts)
                 metric.names_are_compared = True
 
     def _natural_counts(
@@ -167,7 +171,7 @@ class ClassCountsHook(Hook):
                     if loss.known_counts and not loss.auto_counts:
                         # In the order of their file: nothing was trained.
                         return joined(
-                            loss.known_counts, names or evaluated, _TRAINING
+                            loss.known_counts, names or evaluated, TRAINING
                         )
                     return ClassCounts(
                         loss.class_counts.double().cpu().numpy(),

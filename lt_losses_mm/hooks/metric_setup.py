@@ -56,6 +56,7 @@ class MetricSetupHook(Hook):
             for metric, config in zip(loop.evaluator.metrics, configs):
                 if isinstance(metric, FrequencyMetric):
                     metric.label_names = names_of(loop)
+                    metric.check_run(runner.model, loop.dataloader.dataset)
                 _check_names_are_there(metric, f'{mode}_dataloader')
                 _check_lvis_fields(metric, config, owner)
 

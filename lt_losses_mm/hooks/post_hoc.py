@@ -15,11 +15,16 @@ from torch import nn
 from ..hosts import HOSTS, Host, classifiers, is_any
 from ..losses import LongTailLoss
 from ..messages import describe, fault
-from ..priors import ClassCounts, joined, load_class_counts
+from ..priors import ClassCounts, joined, load_class_counts, same_labels
 from ..priors.shift import Background, sigmoid_shift, softmax_shift
 from ..registry import HOOKS
 from .segmentation import evaluated_label
-from .training_data import counts_of_training_data, names_of
+from .training_data import (
+    EVALUATED,
+    TRAINING,
+    counts_of_training_data,
+    names_of,
+)
 
 
 @HOOKS.register_module()
@@ -78,6 +83,11 @@ class PostHocLogitAdjustmentHook(Hook):
             self._counts = load_class_counts(class_counts, unit=count_unit)
         self._undo: list[Callable[[], None]] = []
 
+    def before_train(self, runner: Runner) -> None:
+        """Compare at the start what the first validation would."""
+        if names_of(runner._val_loop):
+            self._take_counts(runner, 'val')
+
     def before_val(self, runner: Runner) -> None:
         self._adjust(runner, 'val')
 
@@ -90,18 +100,23 @@ class PostHocLogitAdjustmentHook(Hook):
     def after_test(self, runner: Runner) -> None:
         self._restore()
 
-    def _adjust(self, runner: Runner, mode: str) -> None:
-        self._restore()
+    def _take_counts(self, runner: Runner, mode: str) -> None:
+        # The model's labels are those of the data that it is tested on.
+        names = names_of(getattr(runner, f'_{mode}_loop', None))
         if self._counts is None:
             self._counts = counts_of_training_data(
                 runner,
                 self.count_unit,
                 ignore_index=evaluated_label(runner.model),
             )
-        elif self._counts.names and not self._auto:
-            # The model's labels are those of the data that it is tested on.
-            names = names_of(getattr(runner, f'_{mode}_loop'))
-            self._counts = joined(self._counts, names, 'the evaluated data')
+        if self._auto:
+            same_labels(self._counts.names, TRAINING, names, EVALUATED)
+        elif self._counts.names:
+            self._counts = joined(self._counts, names, EVALUATED)
+
+    def _adjust(self, runner: Runner, mode: str) -> None:
+        self._restore()
+        self._take_counts(runner, mode)
         found = list(classifiers(runner.model))
         if not found:
             known = ' or '.join(f'{h.loss} ({h.name})' for h in HOSTS)

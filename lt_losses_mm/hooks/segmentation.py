@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Iterator, NamedTuple
 
 from mmengine.model import is_model_wrapper
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch import nn
 
@@ -132,6 +134,57 @@ def check_segmentation(runner: Runner) -> None:
             'Losses and class counts go by their own heads'
             + lines_to_paste(runner, meant)
         )
+
+
+def check_reduced(cfg: Any) -> None:
+    """Warn where labels are reduced by one in training alone, or not there.
+
+    It may be right: masks of two data sets may be numbered in two ways.
+
+    Args:
+        cfg: Of the run; data sets that are not built count as well.
+    """
+    scope = cfg.get('default_scope')
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        train, val, test = (
+            dict(_reduced(cfg.get(key), key, registry))
+            for key in (
+                'train_dataloader',
+                'val_dataloader',
+                'test_dataloader',
+            )
+        )
+    odd = {k: v for k, v in {**val, **test}.items() if v not in train.values()}
+    if train and odd:
+        said = ', '.join(f'{k}={v}' for k, v in {**train, **odd}.items())
+        fix = ', '.join(f'{k}={not v}' for k, v in odd.items())
+        logger.warning(
+            f'reduce_zero_label is not the same everywhere: {said}. If their '
+            'masks are numbered alike, labels differ by one, and what is '
+            f'evaluated are other classes. Fix: {fix}.'
+        )
+
+
+def _reduced(
+    dataset: Any, key: str, registry: Any
+) -> Iterator[tuple[str, bool]]:
+    """What a data set's config says of it, or its class by default."""
+    if not isinstance(dataset, dict):
+        return
+    kind = dataset.get('type')
+    kind = registry.get(kind) if isinstance(kind, str) else kind
+    for cls in inspect.getmro(kind or object):
+        init = vars(cls).get('__init__')
+        known = inspect.signature(init).parameters if init else {}
+        if 'reduce_zero_label' in known:
+            usual = known['reduce_zero_label'].default
+            name = 'reduce_zero_label'
+            yield f'{key}.{name}', bool(dataset.get(name, usual))
+            return
+    yield from _reduced(dataset.get('dataset'), f'{key}.dataset', registry)
+    parts = dataset.get('datasets')
+    for i, part in enumerate(parts if isinstance(parts, list) else ()):
+        yield from _reduced(part, f'{key}.datasets.{i}', registry)
 
 
 def lines_to_paste(runner: Runner, label: int) -> str:

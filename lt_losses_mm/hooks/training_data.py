@@ -9,15 +9,20 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..hosts import heads
-from ..messages import describe
+from ..messages import describe, fault, listed
+from ..metrics.base import FrequencyMetric
 from ..priors import (
     ClassCounts,
     class_names,
     count_dataset,
     natural_counts,
     rebalanced_by,
+    same_labels,
 )
-from ..priors.names import empty_folders
+from ..priors.names import _say_once, empty_folders
+from ..priors.sampling import leaves
+
+TRAINING, EVALUATED = 'the training data', 'the evaluated data'
 
 
 class NoTrainingDataError(RuntimeError):
@@ -84,6 +89,69 @@ def names_of(loop: Any) -> tuple[str, ...] | None:
     """Class names of what a loop runs through, if it is built."""
     loader = getattr(loop, 'dataloader', None)
     return None if loader is None else class_names(loader.dataset)
+
+
+def metrics(loop: Any) -> list[FrequencyMetric]:
+    """All metrics of ours that a loop evaluates, if it is built."""
+    found = getattr(getattr(loop, 'evaluator', None), 'metrics', ())
+    return [metric for metric in found if isinstance(metric, FrequencyMetric)]
+
+
+def compare_labels(names: tuple[str, ...] | None, loop: Any) -> None:
+    """Compare what a loop evaluates with the labels of training.
+
+    What our metrics cannot evaluate is an error; with metrics of others,
+    which may not compare labels (retrieval), it is a warning.
+
+    Args:
+        names: Those of the C labels of training, if known.
+        loop: Of validation or test; nothing happens if it is not built.
+
+    Raises:
+        ValueError: A class has another label, or the numbers of classes do
+            not fit.
+    """
+    found = names_of(loop) if names else None
+    if not names or not found:
+        return
+    ours = metrics(loop)
+    same_labels(names, TRAINING, found, EVALUATED, fatal=bool(ours))
+    parts = list(leaves(loop.dataloader.dataset))
+    # COCO files may lack classes that metainfo has.
+    numbered = [len(getattr(x, 'cat_ids', None) or found) for x in parts]
+    lacks, further = names[min(numbered) :], found[len(names) :]
+    if not lacks and not further:
+        return
+    part = parts[numbered.index(min(numbered))]
+    if further:
+        said = f'{listed(further)} besides, which the model cannot predict'
+        fix = (
+            'take them out of the evaluated data (the category, folder or '
+            'name), or train them'
+        )
+    else:
+        said = f'no {listed(lacks)}, which the model predicts'
+        fix = (
+            'write metainfo=dict(classes=(...)) in the evaluated data, with '
+            f'the names of training ({listed(names)})'
+        )
+        if getattr(part, 'cat_ids', None):
+            said += ' (an IndexError in CocoMetric)'
+            fix = (
+                f'add them to the categories of {part.ann_file!r}, at the '
+                'end and without boxes, and to metainfo.classes'
+            )
+        elif getattr(part, 'folder_to_idx', None):
+            fix = 'make an empty folder for each'
+    problem = fault(
+        'metainfo.classes',
+        found,
+        f'the {len(names)} classes of {TRAINING}; {EVALUATED} have {said}',
+        fix,
+    )
+    if any(further or metric.of_the_data for metric in ours):
+        raise problem
+    _say_once(str(problem))
 
 
 def _num_classes(runner: Runner, dataset: Any) -> int | None:

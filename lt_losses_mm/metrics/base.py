@@ -35,6 +35,8 @@ class FrequencyMetric(BaseMetric):
     # Names of the numbers over all classes, and of the groups.
     overall: tuple[str, ...] = ()
     group_names: tuple[str, ...] = ()
+    # Whether C is the number of names of the data; else the model says it.
+    of_the_data = True
     # Of the labels: metainfo may have another order. MetricSetupHook tells.
     label_names: tuple[str, ...] | None = None
 
@@ -149,6 +151,19 @@ class FrequencyMetric(BaseMetric):
             ValueError: If they do not fit.
         """
 
+    def check_run(self, model: Any, dataset: Any) -> None:
+        """Compare what the metric was given with what is evaluated.
+
+        Called before a run.
+
+        Args:
+            model: The model.
+            dataset: The evaluated data set.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
+
     @abstractmethod
     def groups(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Class indices of each frequency group.
@@ -195,11 +210,12 @@ class FrequencyMetric(BaseMetric):
         first = next(iter(columns.values()))
         reported = dict(per_class=first.tolist())
         head = ['label', 'class']
-        names = self.names()
+        names = self.names() or ()
         cells = [list(map(str, range(len(first))))]
         counts = self.class_counts
         if isinstance(counts, ClassCounts):
-            names = names or counts.names
+            if len(names) < len(first):  # the data lack the last classes
+                names = counts.names or ()
             reported['class_counts'] = counts.counts.tolist()
             head += [f'training ({counts.unit})', 'share in %', 'group']
             share = 100 * counts.counts / counts.counts.sum()

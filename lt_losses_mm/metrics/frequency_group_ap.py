@@ -6,16 +6,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
+import reprlib
 from collections import Counter
 from typing import Any, Sequence
 
 import numpy as np
 from mmengine.fileio import get
 
-from ..messages import describe, fault, listed
+from ..messages import describe, fault, listed, logger
 from ..priors import frequency_groups, frequency_thirds
 from ..priors.names import same_word
+from ..priors.sampling import leaves
 from ..registry import METRICS
 from .base import FrequencyMetric
 
@@ -87,7 +90,7 @@ class FrequencyGroupAP(FrequencyMetric):
             )
         self.ann_file, self.metric = ann_file, metric
         self.thresholds = thresholds
-        self._content = _read(ann_file, backend_args)
+        self._content = _read(ann_file, metric, backend_args)
         self._images = {image['id'] for image in self._content['images']}
         super().__init__(
             class_counts=class_counts,
@@ -110,6 +113,35 @@ class FrequencyGroupAP(FrequencyMetric):
         """See :meth:`FrequencyMetric.check_names`."""
         self.category_ids()
 
+    def check_run(self, model: Any, dataset: Any) -> None:
+        """See :meth:`FrequencyMetric.check_run`."""
+        kinds = [f'{n} {type(m).__name__}' for n, m in model.named_modules()]
+        if self.metric == 'segm' and not any(
+            'mask' in kind.lower() for kind in kinds
+        ):
+            raise _no_masks(type(model).__name__)
+        # Of COCO's form: another one may have a COCO file for the metric.
+        parts = [x for x in leaves(dataset) if hasattr(x, 'cat_ids')]
+        files = [str(part.ann_file) for part in parts]
+        own = os.path.realpath(self.ann_file)
+        if not parts or own in map(os.path.realpath, files):
+            return
+        ids = {
+            part.get_data_info(i).get('img_id')
+            for part in parts
+            for i in range(len(part))
+        }
+        problem = fault(
+            'ann_file',
+            self.ann_file,
+            f'the file of the evaluated data set, {listed(files)}',
+            'give the metric the same file',
+            'FrequencyGroupAP',
+        )
+        if ids - self._images:
+            raise problem
+        logger.warning(str(problem))  # It may be another edition of it.
+
     def category_ids(self) -> list[int]:
         """The category of each label, by the names of the classes.
 
@@ -120,6 +152,18 @@ class FrequencyGroupAP(FrequencyMetric):
         """
         names = [str(name) for name in self.names() or ()]
         known = self._content['categories']
+        often = Counter(category['name'] for category in known)
+        doubled = [name for name in often if often[name] > 1]
+        if set(doubled) & set(names) and len(known) > len(names):
+            raise fault(
+                'ann_file',
+                self.ann_file,
+                'each category name once, got several ids for '
+                f'{listed(doubled)}',
+                'remove the second category of that name from the file, or '
+                'rename it',
+                'FrequencyGroupAP',
+            )
         if len(known) == len(names) and all(
             same_word(c['name'], name) for c, name in zip(known, names)
         ):
@@ -142,7 +186,13 @@ class FrequencyGroupAP(FrequencyMetric):
                     else f'its order is {listed(found)}, that of classes is '
                     f'{listed(names)}'
                 ),
-                'write metainfo.classes as the file has them',
+                'write metainfo.classes as the file has them'
+                + (
+                    '; if the spelling is right, add the missing ones to its '
+                    'categories, at the end and without boxes'
+                    if missing
+                    else ''
+                ),
                 'FrequencyGroupAP',
             )
         return [category['id'] for category in known]
@@ -194,6 +244,8 @@ class FrequencyGroupAP(FrequencyMetric):
 
                 # Some heads score masks apart from boxes.
                 scores = pred.get('mask_scores', scores)
+                if 'masks' not in pred:
+                    raise _no_masks('this model')
                 masks = pred['masks']
                 if hasattr(masks, 'detach'):
                     masks = masks.detach().cpu().numpy().astype(np.uint8)
@@ -265,7 +317,19 @@ class FrequencyGroupAP(FrequencyMetric):
         }
 
 
-def _read(ann_file: str, backend_args: dict | None) -> dict[str, list]:
+def _no_masks(model: str) -> ValueError:
+    return fault(
+        'metric',
+        'segm',
+        f'a model that predicts masks, which {model} does not',
+        "write metric='bbox'",
+        'FrequencyGroupAP',
+    )
+
+
+def _read(
+    ann_file: str, metric: str, backend_args: dict | None
+) -> dict[str, list]:
     """What a COCO file holds, with what the evaluation reads of it."""
     try:
         text = get(ann_file, backend_args=backend_args)
@@ -283,35 +347,122 @@ def _read(ann_file: str, backend_args: dict | None) -> dict[str, list]:
         ) from error
     try:
         content = json.loads(text)
-        parts = {
-            part: content[part]
-            for part in ('images', 'categories', 'annotations')
-        }
-        for part, field in dict(images='id', categories='name').items():
-            _ = [one[field] for one in parts[part]]
-        parts['annotations'] = [
-            # Numbers of their own: zero and doubled ones are lost.
-            dict(
-                one,
-                id=number,
-                iscrowd=one.get('iscrowd') or 0,
-                area=box[2] * box[3]
-                if one.get('area') is None
-                else one['area'],
+        images, categories, annotations = (
+            content[part] for part in ('images', 'categories', 'annotations')
+        )
+        sizes = {one['id']: one for one in images}
+        categories = [dict(one, name=str(one['name'])) for one in categories]
+        ids = {one['id'] for one in categories}
+        odd = (
+            (f'{expected}, got {reprlib.repr(shown)} as annotation {number}')
+            for number, one in enumerate(annotations, 1)
+            for expected in [_expected(one, sizes, metric)]
+            if expected
+            for shown in [
+                {
+                    key: value
+                    for key, value in one.items()
+                    if key in ('id', 'image_id') or expected.startswith(key)
+                }
+            ]
+        )
+        problem = next(odd, '')
+        if not problem and len(ids) < len(categories):
+            problem = 'one id for each category, got one of them twice'
+        if not problem and not (
+            not annotations
+            or any(
+                one['image_id'] in sizes and one['category_id'] in ids
+                for one in annotations
             )
-            for number, one in enumerate(parts['annotations'], 1)
-            for box in [one['bbox']]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
+        ):
+            problem = (
+                'image_id and category_id out of the ids of its images and '
+                "categories ('1' is not 1), got none"
+            )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise fault(
             'ann_file',
             ann_file,
-            'a COCO file: JSON with images, categories and annotations, each '
-            'of these with a bbox',
+            'a COCO file: JSON with images, categories and annotations, '
+            'images and categories with an id, categories with a name',
             f'repair the file ({type(error).__name__}: {str(error)[:80]})',
             'FrequencyGroupAP',
         ) from error
-    return parts
+    if problem:
+        raise fault(
+            'ann_file',
+            ann_file,
+            f'a COCO file with {problem}',
+            'correct the file, or remove what is wrong from it',
+            'FrequencyGroupAP',
+        )
+    annotations = [
+        # Numbers of their own: zero and doubled ones are lost.
+        dict(
+            one,
+            id=number,
+            iscrowd=one.get('iscrowd') or 0,
+            area=box[2] * box[3] if one.get('area') is None else one['area'],
+            segmentation=_shape(one),
+        )
+        for number, one in enumerate(annotations, 1)
+        for box in [one['bbox']]
+    ]
+    return dict(images=images, categories=categories, annotations=annotations)
+
+
+def _expected(one: dict, sizes: dict[Any, dict], metric: str) -> str:
+    """What an annotation should have and has not, its key first."""
+    for key in ('image_id', 'category_id'):
+        if not isinstance(one.get(key), (int, float, str)):
+            return f'{key} in each annotation'
+    box: Any = one.get('bbox')
+    if not _are_numbers(box) or len(box) != 4:
+        return 'bbox=[x, y, width, height] in each annotation, four numbers'
+    if one.get('area') is not None and not _are_numbers([one['area']]):
+        return 'area, a number, or none'
+    if one.get('iscrowd') not in (None, 0, 1):
+        return 'iscrowd=0 or 1, without quotes'
+    if metric == 'bbox':
+        return ''
+    if not _shape(one):
+        return (
+            'segmentation=[[x, y, ...], ...] in each annotation, a polygon of '
+            "three points or more, or a dict of 'counts' and 'size', because "
+            "metric='segm'"
+        )
+    image = sizes.get(one['image_id'])
+    if image is not None and not _are_numbers(
+        [image.get('width'), image.get('height')]
+    ):
+        return (
+            "width and height of each image, because metric='segm' draws the "
+            f'polygons ({reprlib.repr(image)} lacks them)'
+        )
+    return ''
+
+
+def _shape(one: dict) -> Any:
+    """Run lengths, or the polygons that are some; None for anything else."""
+    shape = one.get('segmentation')
+    if isinstance(shape, dict):
+        return shape if {'counts', 'size'} <= shape.keys() else None
+    if not isinstance(shape, list):
+        return None
+    # pycocotools takes four numbers for a box.
+    return [
+        polygon
+        for polygon in shape
+        if _are_numbers(polygon) and len(polygon) > 5 and not len(polygon) % 2
+    ]
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        type(value) in (int, float) and math.isfinite(value)
+        for value in values
+    )
 
 
 def _detection(image: Any, category: int, score: float, shape: Any) -> dict:

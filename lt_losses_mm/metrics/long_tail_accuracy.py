@@ -104,6 +104,7 @@ class LongTailAccuracy(FrequencyMetric):
 
     default_prefix = 'accuracy'
     group_names = ('many', 'medium', 'few')
+    of_the_data = False
 
     def __init__(
         self,

@@ -323,10 +323,14 @@ def _as_vector(values: Any, source: str) -> np.ndarray:
     """A float64 copy of shape (C,), checked."""
     if hasattr(values, 'detach'):
         # NumPy has no bfloat16 and cannot read device memory.
-        values = values.detach().cpu().double().numpy()
+        values = values.detach().cpu()
+        values = (values if values.is_complex() else values.double()).numpy()
     label = source if source != 'list' else values
     try:
-        counts = np.array(values, dtype=np.float64)
+        found = np.array(values)
+        if found.dtype.kind in 'cmM':  # NumPy would make numbers of them.
+            raise TypeError(f'these are {found.dtype}')
+        counts = np.array(found, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         why = reprlib.repr(str(error))
         raise fault(
@@ -388,13 +392,18 @@ def _from_name_or_file(name: str, unit: str | None) -> ClassCounts:
             'train through the MMEngine Runner, which counts the training '
             "data set for 'auto', or call lt_losses_mm.priors.count_dataset",
         )
-    if len(path.parts) > 1 or path.suffix in _SUFFIXES:
+    if path.is_dir() or len(path.parts) > 1 or path.suffix in _SUFFIXES:
         raise FileNotFoundError(
             describe(
                 'class_counts',
                 name,
-                f'an existing file, found none at {path.absolute()}',
-                'correct the path (it is relative to the working directory)',
+                'an existing file, found '
+                f'{"a folder" if path.is_dir() else "none"} at '
+                f'{path.absolute()}',
+                'give the path of a file in that folder'
+                if path.is_dir()
+                else 'correct the path (it is relative to the working '
+                'directory)',
             )
         )
     close = difflib.get_close_matches(name.lower(), BENCHMARKS, 1)
@@ -657,8 +666,9 @@ def _annotated_pairs(
         )
     image = _values(annotations, 'image_id', 'annotations', source)
     category = _values(annotations, 'category_id', 'annotations', source)
+    numbered = [a for a in annotations if 'id' in a]
     _require_unique(
-        [a['id'] for a in annotations if 'id' in a],
+        _values(numbered, 'id', 'annotations', source),
         'annotations with one id each',
         source,
         'number the annotations anew (files that were merged have such ids)',
@@ -739,7 +749,7 @@ def _values(entries: Any, key: str, what: str, source: str) -> list[Any]:
         raise fault(
             'class_counts',
             source,
-            f'a list of {what}, each with {key}',
+            f'a list of {what}, each with {key}, a number or a text',
             'repair the file, or give the counts as a list',
         ) from error
 

@@ -16,6 +16,7 @@ import logging
 import mmap
 import os
 import re
+import unicodedata
 import weakref
 from collections import Counter
 from typing import Any, Iterator, Mapping, Sequence, Tuple
@@ -562,9 +563,19 @@ def _object_names(path: str) -> list[str]:
 
 
 def _plain(*lists: Sequence[str]) -> list[list[str]]:
-    """Names without case and blanks, if they stay different in all lists."""
+    """Names without case and blanks, if they stay different in all lists.
+
+    Letters with accents are one character (macOS decomposes those of files).
+    """
     plain = [
-        [re.sub(r'[\s_-]+', ' ', n.strip().casefold()) for n in names]
+        [
+            re.sub(
+                r'[\s_-]+',
+                ' ',
+                unicodedata.normalize('NFC', n.strip().casefold()),
+            )
+            for n in names
+        ]
         for names in lists
     ]
     if all(len(set(p)) == len(set(n)) for p, n in zip(plain, lists)):

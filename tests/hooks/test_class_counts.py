@@ -409,13 +409,104 @@ def test_validation_with_other_labels(make_runner, loader, loss, log):
     names._say_once.cache_clear()
     # A metric of somebody's own may not compare labels.
     make_runner(loss, val_dataloader=data).train()
-    (told,) = messages(log, 'the validation data')
+    told, lacks = messages(log, 'the evaluated data')
+    assert "the evaluated data have no 'c'" in lacks
     for words in ('training data', "'c' 2 / 1", 'Fix: '):
         assert words in told
     ours = dict(type='lt_losses_mm.LongTailAccuracy')
     runner = make_runner(loss, val_dataloader=data, val_evaluator=ours)
     with pytest.raises(ValueError, match="'c' 2 / 1.*Fix: "):
         runner.train()
+
+
+def test_validation_without_the_last_class(make_runner, loader, log):
+    """No label is shifted: told at the start, and evaluated where it can."""
+    data = loader((2, 2), names='ab')
+    names._say_once.cache_clear()
+    make_runner(AUTO, val_dataloader=data).train()
+    (told,) = messages(log, "the evaluated data have no 'c'")
+    assert 'Fix: write metainfo=dict(classes=(...)) in the evaluated' in told
+    # A COCO file that lacks a category of metainfo.
+    runner = make_runner(AUTO)
+    coco = runner.val_loop.dataloader.dataset
+    coco.cat_ids, coco.ann_file = [3, 5], 'val.json'
+    runner.train()
+    (told,) = messages(log, 'an IndexError in CocoMetric')
+    assert "'c'" in told and "add them to the categories of 'val.json'" in told
+    for counts in ('auto', [60, 30, 10]):
+        ours = dict(type='lt_losses_mm.LongTailAccuracy', class_counts=counts)
+        runner = make_runner(AUTO, val_dataloader=data, val_evaluator=ours)
+        (metric,) = runner.val_loop.evaluator.metrics
+        metric.process = lambda *args: None
+        metric.evaluate = lambda size: {}
+        runner.train()
+        assert metric.class_counts.num_classes == 3
+    ours['type'] = 'lt_losses_mm.FrequencyGroupIoU'
+    runner = make_runner(AUTO, val_dataloader=data, val_evaluator=ours)
+    with pytest.raises(ValueError, match="evaluated data have no 'c'"):
+        runner.train()
+    assert runner.iter == 0
+
+
+@pytest.mark.parametrize('loss', [AUTO, EQL], ids=lambda x: x['type'])
+@pytest.mark.parametrize('counts', ['auto', [6, 3, 1], None], ids=str)
+def test_validation_with_one_class_more(
+    make_runner, loader, log, counts, loss
+):
+    data = loader((2, 2, 2, 2))
+    names._say_once.cache_clear()
+    make_runner(loss, val_dataloader=data).train()
+    (told,) = messages(log, "have 'd' besides")
+    assert 'Fix: take them out of the evaluated data' in told
+    ours = dict(type='lt_losses_mm.LongTailAccuracy', class_counts=counts)
+    runner = make_runner(loss, val_dataloader=data, val_evaluator=ours)
+    with pytest.raises(ValueError, match="have 'd' besides.*Fix: take them"):
+        runner.train()
+    assert runner.iter == 0
+
+
+def test_resume_with_other_labels(make_runner, loader, tmp_path):
+    make_runner(AUTO).train()
+    moved = dict(train=loader(names='acb'), val_dataloader=loader(names='acb'))
+    two = dict(by_epoch=True, max_epochs=2)
+    runner = make_runner(AUTO, resume=True, train_cfg=two, **moved)
+    with pytest.raises(ValueError, match="checkpoint.*'b' 1 / 2, 'c' 2 / 1"):
+        runner.train()
+    assert runner.iter == 2
+    # Fine-tuning is free.
+    path = str(tmp_path / 'epoch_1.pth')
+    make_runner(AUTO, load_from=path, **moved).train()
+
+
+@pytest.mark.parametrize('run', ['val', 'test'])
+def test_labels_of_a_checkpoint_are_those_of_the_test_data(
+    make_runner, loader, tmp_path, log, run
+):
+    """The config has changed its training data as well."""
+    make_runner(AUTO).train()
+    moved = loader((2, 2, 2), names='acb')
+    names._say_once.cache_clear()
+
+    def evaluate(metric):
+        runner = make_runner(
+            AUTO,
+            train=loader(names='acb'),
+            val_dataloader=moved,
+            val_evaluator=metric,
+            test_dataloader=moved,
+            test_evaluator=metric,
+            test_cfg=dict(),
+            load_from=str(tmp_path / 'epoch_1.pth'),
+        )
+        getattr(runner, run)()
+
+    evaluate(dict(type='PlaneMetric'))
+    (told,) = messages(log, 'the evaluated data')
+    assert "'b' 1 / 2, 'c' 2 / 1" in told
+    for counts in ('auto', [6, 3, 1], None):
+        ours = dict(type='lt_losses_mm.LongTailAccuracy', class_counts=counts)
+        with pytest.raises(ValueError, match="'b' 1 / 2, 'c' 2 / 1"):
+            evaluate(ours)
 
 
 def test_test_data_with_other_labels(make_runner, loader, tmp_path):

@@ -435,6 +435,15 @@ def test_without_training_data(make_runner):
     ).val()
 
 
+@pytest.mark.parametrize('run', ['val', 'train'])
+def test_evaluated_data_with_other_labels(make_runner, loader, run):
+    data = loader((2, 2, 2), names='acb')
+    runner = make_runner(PLAIN, custom_hooks=[HOOK], val_dataloader=data)
+    with pytest.raises(ValueError, match="'b' 1 / 2, 'c' 2 / 1"):
+        getattr(runner, run)()
+    assert runner.iter == 0
+
+
 def test_counts_of_another_number_of_classes(make_runner):
     runner = make_runner(
         PLAIN, custom_hooks=[dict(HOOK, class_counts=[6, 3, 1, 1, 1])]

@@ -15,6 +15,7 @@ from torch import nn
 
 from lt_losses_mm.hooks import ClassCountsHook
 from lt_losses_mm.hooks.segmentation import (
+    check_reduced,
     check_segmentation,
     counted_as,
     label_of_config,
@@ -322,6 +323,31 @@ def test_metric_of_the_host(data, ready, caplog):
     assert 'test_evaluator' not in message
     ready(pasted(cfg, message))
     assert not told(caplog)
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_zero_is_reduced_in_one_of_two(data, ready, caplog, train):
+    plain = data(*masks(0, 1, 2))
+    reduced = dict(plain, reduce_zero_label=True)
+    wrapped = dict(type='RepeatDataset', times=2)
+    wrapped['dataset'] = reduced if train else plain
+    cfg = config(wrapped, val=plain if train else reduced)
+    ready(cfg)
+    (message,) = [m for m in caplog.messages if 'reduce_zero_label' in m]
+    for words in (
+        f'train_dataloader.dataset.dataset.reduce_zero_label={train}, ',
+        f'test_dataloader.dataset.reduce_zero_label={not train}. If',
+        f'Fix: val_dataloader.dataset.reduce_zero_label={train}, ',
+    ):
+        assert words in message
+    ready(config(wrapped))
+    assert 'reduce_zero_label' not in caplog.text
+    # What a data set does where nothing is said.
+    road = dict(reduced if train else plain, type='ADE20KDataset')
+    road.pop('reduce_zero_label', None)
+    cfg.val_dataloader.dataset = cfg.test_dataloader.dataset = road
+    check_reduced(cfg)
+    assert ('reduce_zero_label' in caplog.text) is not train
 
 
 def test_padding(data, ready, caplog):

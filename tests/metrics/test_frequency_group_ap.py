@@ -317,6 +317,94 @@ def test_no_coco_file(tmp_path, text):
     assert len(str(raised.value)) < 500 + len(str(path))
 
 
+@pytest.mark.parametrize(
+    'kind, part, change, words',
+    [
+        ('bbox', 'annotations', dict(category_id=None), 'category_id in each'),
+        ('bbox', 'annotations', dict(image_id=None), 'image_id in each'),
+        ('bbox', 'annotations', dict(image_id=[1]), 'image_id in each'),
+        ('bbox', 'annotations', dict(bbox=[1, 2, 3]), 'bbox=.x, y, width'),
+        ('bbox', 'annotations', dict(bbox=list('1234')), 'bbox=.x, y, width'),
+        ('bbox', 'annotations', dict(area='600'), 'area, a number.*6'),
+        ('bbox', 'annotations', dict(iscrowd='0'), 'iscrowd=0 or 1.*iscrowd'),
+        ('bbox', 'categories', dict(id=2), 'one id for each category'),
+        ('segm', 'annotations', dict(segmentation=None), 'segmentation='),
+        ('segm', 'annotations', dict(segmentation=[]), 'segmentation='),
+        ('segm', 'annotations', dict(segmentation=[[1, 2, 3, 4]]), 'segmenta'),
+        ('segm', 'annotations', dict(segmentation={}), 'segmentation='),
+        ('segm', 'images', dict(width=None), 'width and height of each image'),
+    ],
+)
+def test_odd_files_are_told_at_the_start(write, kind, part, change, words):
+    data = content()
+    data[part][0].update(change)
+    path = write(data)
+    with pytest.raises(
+        ValueError, match=f'val.json.*a COCO file with {words}.*Fix: '
+    ) as raised:
+        FrequencyGroupAP(path, metric=kind)
+    assert len(str(raised.value)) < 600 + len(path)
+
+
+def test_ids_in_quotes(write):
+    data = content()
+    for one in data['annotations']:
+        one['category_id'] = str(one['category_id'])
+    with pytest.raises(ValueError, match="'1' is not 1"):
+        FrequencyGroupAP(write(data))
+
+
+def test_names_that_are_numbers(write):
+    data = content()
+    for number, one in enumerate(data['categories']):
+        one['name'] = number
+    assert build(write(data), classes=tuple('0123')).category_ids() == [
+        one['id'] for one in data['categories']
+    ]
+
+
+def test_a_doubled_category(write):
+    data = content()
+    data['categories'].append(dict(id=99, name='cat'))
+    with pytest.raises(ValueError, match="several ids for 'cat'.*the second"):
+        build(write(data)).check_names()
+
+
+class Data(list):
+    cat_ids = (9, 2, 4, 7)
+
+    def __init__(self, ann_file, ids=range(8)):
+        super().__init__(dict(img_id=i) for i in ids)
+        self.ann_file = str(ann_file)
+
+    get_data_info = list.__getitem__
+
+
+def test_the_file_of_other_data(write, tmp_path, caplog):
+    path = write(content())
+    metric = build(path)
+    metric.check_run(torch.nn.Linear(1, 1), Data(path))
+    assert not caplog.records
+    metric.check_run(torch.nn.Linear(1, 1), Data(tmp_path / 'other.json'))
+    words = f"ann_file='{path}', expected the file of the evaluated data set"
+    assert words in caplog.text and 'other.json' in caplog.text
+    other = Data(tmp_path / 'other.json', ids=[7, 8])
+    with pytest.raises(ValueError, match='other.json.*Fix: '):
+        metric.check_run(torch.nn.Linear(1, 1), other)
+
+
+def test_masks_of_a_model_that_predicts_boxes_alone(write):
+    data = content()
+    path = write(data)
+    metric = build(path, metric='segm')
+    with pytest.raises(ValueError, match="'segm'.*Linear.*metric='bbox'"):
+        metric.check_run(torch.nn.Linear(1, 1), Data(path))
+    head = torch.nn.ModuleDict(dict(mask_head=torch.nn.Linear(1, 1)))
+    metric.check_run(head, Data(path))
+    with pytest.raises(ValueError, match="'segm'.*Fix: write metric='bbox'"):
+        metric.process({}, detections(data))
+
+
 def test_no_file_at_all(tmp_path):
     for path in (tmp_path / 'val.json', tmp_path):
         with pytest.raises(

@@ -36,6 +36,15 @@ def random_case(seed=0, n=200, num_classes=7):
     return labels, scores
 
 
+def test_a_table_of_data_that_lack_the_last_class(caplog):
+    counts = ClassCounts([6, 3, 1], names=('cat', 'dog', 'owl'))
+    metric = LongTailAccuracy(counts, per_class=True)
+    metric.label_names = ('cat', 'dog')
+    with caplog.at_level('INFO'):
+        metric.class_values(accuracy=np.array([50.0, 50.0, np.nan]))
+    assert caplog.text.rstrip().splitlines()[-1].split()[:2] == ['2', 'owl']
+
+
 def test_hand_computed_groups():
     # Class:        0    1    2   3   4; class 4 has no test sample.
     counts = [101, 100, 20, 19, 0]

@@ -207,7 +207,11 @@ def test_advice_for_a_classifier(advice):
         ),
         (
             "type='lt_losses_mm.SeesawSoftmaxLoss'",
-            'SeesawSoftmaxLoss. Why: the config has it already',
+            "BalancedSoftmaxLoss', not SeesawSoftmaxLoss, which the config",
+        ),
+        (
+            "type='lt_losses_mm.BalancedSoftmaxLoss'",
+            'BalancedSoftmaxLoss, which the config has already. Why: on the ',
         ),
     ],
 )
@@ -296,6 +300,44 @@ def test_advice_for_heads(run, scope, head, loss, classes, words):
     assert words in line.split('Why:')[0]
 
 
+@pytest.mark.parametrize(
+    'scope, head, loss, classes, words',
+    [
+        ('mmdet', 'RetinaHead', 'BalancedSigmoid', 80, 'keep the loss of the'),
+        ('mmdet', 'RetinaHead', 'EqualizedFocal', 80, 'keep the loss of the'),
+        ('mmdet', 'RetinaHead', 'EqualizedFocal', 1203, None),
+        ('mmdet', 'GFLHead', 'EqualizedQualityFocal', 80, None),
+        ('mmdet', 'Shared2FCBBoxHead', 'BalancedSoftmax', 80, None),
+        ('mmdet', 'Shared2FCBBoxHead', 'SigmoidEqualization', 1203, None),
+        ('mmdet', 'Shared2FCBBoxHead', 'BalancedSigmoid', 80, 'BalancedSoft'),
+        ('mmdet', 'DINOHead', 'EqualizedFocal', 80, 'keep the loss of the'),
+        ('mmdet', 'DETRHead', 'BalancedSoftmax', 80, None),
+        ('mmseg', 'FCNHead', 'SigmoidEqualization', 19, 'BalancedSoftmax'),
+        ('mmpretrain', 'LinearClsHead', 'EqualizedFocal', 9, 'BalancedSoft'),
+        ('mmpretrain', 'MultiLabelLinearClsHead', 'BalancedSigmoid', 9, None),
+    ],
+)
+def test_advice_where_a_loss_of_ours_is(
+    run, scope, head, loss, classes, words
+):
+    """As the page says: it stays where it is the first there alone."""
+    tool = importlib.import_module('class_statistics')
+    loss += 'Loss'
+    sigmoid = 'Softmax' not in loss
+    ours = dict(type=f'lt_losses_mm.{loss}', use_sigmoid=sigmoid)
+    cfg = dict(
+        default_scope=scope,
+        model=dict(bbox_head=dict(type=head, loss_cls=ours)),
+    )
+    counts = ClassCounts([100] + [1] * (classes - 1))
+    lines = tool.advise(cfg, list(tool.heads_of_config(cfg)), counts)
+    (line,) = (one for one in lines if one.startswith('First try: '))
+    if words is None:
+        assert f'{loss}, which the config has already.' in line
+    else:
+        assert words in line and f'not {loss}, which the config has.' in line
+
+
 def test_heads_of_each_host():
     tool = importlib.import_module('class_statistics')
     found = tool.heads_of_config(
@@ -323,7 +365,7 @@ def test_heads_of_each_host():
             )
         )
     )
-    assert [tuple(head) for head in found] == [
+    assert [tuple(head[:4]) for head in found] == [
         ('Shared2FCBBoxHead', 'CrossEntropyLoss', 'softmax', 5),
         ('FCNHead', 'CrossEntropyLoss', 'softmax', 4),
         ('GFLHead', 'QualityFocalLoss', 'quality', None),

@@ -463,6 +463,12 @@ def test_arrays(tmp_path):
         (b'PK\x03\x04rest', ['zip', 'numpy.save']),
         (_npy(np.array([[1, 2]])), ['shape']),
         (_npy(np.array(['a', 'b'])), ['plain numbers']),
+        (_npy(np.array([1 + 2j])), ['plain numbers', 'complex128']),
+        (_npy(np.array(['2020-01-01'], 'M8[D]')), ['plain numb', 'datetime']),
+        (
+            _coco(annotations=[dict(image_id=0, category_id=3, id=[1])]),
+            ['annotations, each with id'],
+        ),
         (_npy(np.array([dict()])), ['array of numbers']),
         ('猫,500\n狗,60'.encode('gbk'), ['UTF-8', 'save it as UTF-8']),
         (b'cat,500\ndog,60', ['line 1', 'names']),
@@ -563,6 +569,11 @@ def test_other_files_are_one_sentence(tmp_path, data, words):
 def test_missing_file(path):
     with pytest.raises(FileNotFoundError, match=f"class_counts='{path}'.*Fix"):
         load_class_counts(path)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match='found a folder at /.*Fix: '):
+        load_class_counts(tmp_path)
 
 
 def test_wrong_number():

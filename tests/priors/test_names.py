@@ -153,6 +153,12 @@ def test_counts_are_joined_by_name(caplog):
         assert words in told
 
 
+def test_letters_with_accents_are_one_or_two_characters():
+    counts = ClassCounts([1, 9], names=('caf\u00e9', 'bar'), source='c.json')
+    found = joined(counts, ('bar', 'cafe\u0301'), 'the data')
+    assert found.counts.tolist() == [9, 1]
+
+
 def test_counts_of_further_classes_are_left_out(caplog):
     caplog.set_level('INFO')
     names_module._say_once.cache_clear()
