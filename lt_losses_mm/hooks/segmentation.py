@@ -173,7 +173,8 @@ def _reduced(
         return
     kind = dataset.get('type')
     kind = registry.get(kind) if isinstance(kind, str) else kind
-    for cls in inspect.getmro(kind or object):
+    # A type may also be a function that builds the data set.
+    for cls in inspect.getmro(kind) if inspect.isclass(kind) else ():
         init = vars(cls).get('__init__')
         known = inspect.signature(init).parameters if init else {}
         if 'reduce_zero_label' in known:

@@ -350,6 +350,17 @@ def test_zero_is_reduced_in_one_of_two(data, ready, caplog, train):
     assert ('reduce_zero_label' in caplog.text) is not train
 
 
+def test_zero_is_reduced_in_a_type_that_is_a_function(data, caplog):
+    """As that of the embedded digits is; their data set is within."""
+    plain = data(*masks(0, 1, 2))
+    wrapped = dict(type='lt_losses_mm.DigitsDataset', root='', dataset=plain)
+    cfg = config(wrapped, val=dict(plain, reduce_zero_label=True))
+    check_reduced(cfg)
+    assert 'train_dataloader.dataset.dataset.reduce_zero_label=False' in (
+        caplog.text
+    )
+
+
 def test_padding(data, ready, caplog):
     dataset = data(*masks(0, 1, 2))
     cfg = config(dataset)
