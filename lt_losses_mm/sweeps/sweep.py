@@ -277,8 +277,9 @@ class Sweep:
                 and row['role'] == 'overall'
                 and row['last']
             )
+            done = len(self.outcome().done)
             self.say(
-                f'done   {trial}  [{len(self.recorded)}] '
+                f'done   {trial}  [{done}/{len(self.trials)}] '
                 f'{overall["metric"]} {overall["value"]:.2f}, '
                 f'{overall["seconds"] / 60:.1f} min'
             )

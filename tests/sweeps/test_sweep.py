@@ -16,7 +16,7 @@ class TestRun:
     def test_from_nothing_and_again(self, toy):
         status, said = toy.run('--jobs', '2')
         assert status == 0, said
-        assert '[12]' in said
+        assert '[12/12]' in said
         rows = ledger.read(toy.ledger)
         last = [r for r in rows if r['last'] == '1' and r['role'] == 'overall']
         assert len(last) == 12
