@@ -24,7 +24,9 @@ from ..messages import fault
 SCHEMA = 1
 COLUMNS = {
     'schema': 'version of these columns',
-    'trial': 'digest of config, data and code of the training',
+    'trial': 'digest of all that the numbers depend on',
+    'config': 'digest of the config without its seed',
+    'data': 'digest of annotations, checkpoints, or names of files',
     'task': 'of the plan',
     'dataset': 'of the plan',
     'method': 'of the plan',
@@ -131,16 +133,25 @@ def _problem(cells: list[str]) -> str:
 
 
 def add(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add the rows of trials, in place of those that had no numbers.
+    """Add the rows of trials, in place of those that they had.
+
+    Numbers stay where a trial that was run again has none.
 
     Raises:
         OSError: If the disk is full; the ledger is as it was.
     """
     path = Path(path)
     new = [{name: str(row[name]) for name in COLUMNS} for row in rows]
-    trials = {row['trial'] for row in new}
     with locked(path):
-        old = [row for row in read(path) if row['trial'] not in trials]
+        known = read(path)
+        done = {row['trial'] for row in known if row['status'] == 'done'}
+        new = [
+            row
+            for row in new
+            if row['status'] == 'done' or row['trial'] not in done
+        ]
+        trials = {row['trial'] for row in new}
+        old = [row for row in known if row['trial'] not in trials]
         write(path, [*old, *new])
 
 
@@ -206,6 +217,17 @@ def merge(
                         f'seed {first["seed"]}): {differing} values of {path} '
                         f'differ from {origin[trial]}, whose are kept'
                     )
+    places: dict[tuple[str, ...], str] = {}
+    for trial, rows in kept.items():
+        if rows[0]['status'] == 'done':
+            place = tuple(rows[0][k] for k in ('task', 'method', 'seed'))
+            other = places.setdefault(place, trial)
+            if other != trial:
+                conflicts.append(
+                    f'{", ".join(place)}: the trials {other} and {trial} '
+                    'have other configs, data or code; both are kept, and '
+                    'the report takes the later one'
+                )
     return [row for rows in kept.values() for row in rows], conflicts
 
 

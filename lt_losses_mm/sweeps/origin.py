@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -87,25 +88,25 @@ def digest(*parts: str | bytes) -> str:
     return found.hexdigest()[:12]
 
 
-def code(losses: Iterable[str]) -> str:
+def code(losses: Iterable[str], modules: Iterable[str] = ()) -> str:
     """The parts of the package that a training runs, each with its digest.
 
-    Comments, docstrings and blank lines do not count, and neither do the
-    losses that the training has not.
+    Lines that are comments, docstrings and blank lines do not count, and
+    neither do the losses that the training has not.
 
     Args:
         losses: Modules below ``lt_losses_mm/losses`` of the losses in use,
             e.g. ``'balanced_softmax'``.
+        modules: Names of other modules that it imports.
 
     Example:
         >>> code([]).split('=')[0]
         'datasets'
     """
     names = {f'losses/{name}' for name in losses}
-    return ' '.join(
-        f'{name}={digest_of(name)}'
-        for name in sorted({*ROOMS, *(LOSS_ROOMS if names else ()), *names})
-    )
+    names |= {*ROOMS, *(LOSS_ROOMS if names else ())}
+    names |= {f'module:{name}' for name in modules}
+    return ' '.join(f'{name}={digest_of(name)}' for name in sorted(names))
 
 
 def changed(recorded: str) -> list[str]:
@@ -139,7 +140,15 @@ def loss_modules() -> dict[str, str]:
 
 
 def digest_of(name: str) -> str:
-    """Digest of a room of the package, or of one module of a loss."""
+    """Digest of a room of the package, of a loss, or of another module."""
+    if name.startswith('module:'):
+        try:
+            found = importlib.util.find_spec(name.partition(':')[2])
+        except ModuleNotFoundError:  # The training says so.
+            return ''
+        if found is None or not found.origin:
+            return ''
+        return digest(bare(Path(found.origin)))
     if '/' in name:
         file = PACKAGE / f'{name}.py'
         return digest(bare(file)) if file.exists() else ''
@@ -189,19 +198,32 @@ def _bare(path: Path, mtime: int) -> str:
 
 
 def data(cfg: Mapping[str, Any]) -> str:
-    """Digest of the data that a config trains and tests with.
+    """Digest of the files that a config trains and tests with.
 
-    It is of the contents of annotation files, and of the names and sizes of
-    the files below a ``data_root`` whose data set has none. What is made when
-    the training starts (the embedded digits) or fetched then is known by its
-    config and by the code alone.
+    It is of the contents of annotation files and checkpoints, and of the
+    names and sizes of the files below a ``data_root`` whose data set has
+    none, wherever they lie. What is made when the training starts (the
+    embedded digits) or fetched then is known by its config and by the code
+    alone.
     """
-    found = {
-        part
+    found = [
+        f'{mode} {part}'
         for mode in ('train', 'val', 'test')
         for part in _parts(cfg.get(f'{mode}_dataloader') or {})
-    }
-    return digest(*sorted(found))
+    ]
+    return digest(*sorted({*found, *_checkpoints(cfg)}))
+
+
+def _checkpoints(node: Any) -> Iterator[str]:
+    """Digests of the weights that a config starts from."""
+    if isinstance(node, Mapping):
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _checkpoints(child)
+    elif isinstance(node, str) and node.endswith(('.pth', '.pt')):
+        if os.path.isfile(node):
+            yield _content(node)
 
 
 def _parts(node: Any, root: str = '') -> Iterator[str]:
@@ -212,22 +234,46 @@ def _parts(node: Any, root: str = '') -> Iterator[str]:
         return
     if 'type' in node:
         root = node.get('data_root') or ''
-        file = node.get('ann_file') or ''
-        path = Path(root, file)
-        if file and path.is_file():
-            yield f'{path.as_posix()} {digest(path.read_bytes())}'
-        elif root and not file and Path(root).is_dir():
-            yield f'{root} {_listing(root)}'
+        said = node.get('ann_file') or ''
+        files = said if isinstance(said, (list, tuple)) else [said]
+        for file in filter(None, files):
+            path = os.path.join(root, file)
+            if os.path.isfile(path):
+                yield _content(path)
+        if root and not said and os.path.isdir(root):
+            yield _listing(root)
     for child in node.values():
         yield from _parts(child, root)
 
 
+def _content(path: str) -> str:
+    """Digest of a file, which is read again only when it has changed."""
+    found = os.stat(path)
+    return _content_of(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=None)
+def _content_of(path: str, size: int, mtime: int) -> str:
+    whole = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            whole.update(block)
+    return whole.hexdigest()[:12]
+
+
 @functools.lru_cache(maxsize=None)
 def _listing(root: str) -> str:
-    found = []
-    for folder, _, files in sorted(os.walk(root)):
+    found, seen = [], set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        # A link to a folder above would never end.
+        seen.add(os.path.realpath(folder))
+        below[:] = [
+            name
+            for name in sorted(below)
+            if os.path.realpath(os.path.join(folder, name)) not in seen
+        ]
         for file in sorted(files):
             path = os.path.join(folder, file)
-            size = os.path.getsize(path)
+            size = os.path.getsize(path) if os.path.exists(path) else -1
             found.append(f'{os.path.relpath(path, root)} {size}')
     return digest(*found)

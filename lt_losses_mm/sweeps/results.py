@@ -154,9 +154,10 @@ class Results:
 def read(source: Source) -> Results:
     """Read a ledger.
 
-    Of several trials with one task, method and seed, one counts: a finished
-    one before a failed one, then one whose code is still the same, then the
-    one that the ledger has last.
+    Of a task and method only the runs count that have config and data of
+    the last finished one. Of several trials with one task, method and seed,
+    one counts: a finished one before a failed one, then one whose code is
+    still the same, then the one that the ledger has last.
 
     Args:
         source: Path of a ledger, or its rows.
@@ -193,8 +194,23 @@ def read(source: Source) -> Results:
     trials['_rank'] = 2 * (trials['status'] == 'done') + (
         trials['changed'] == ''
     )
+    # Runs of another config or other data are no runs of the same method.
+    done = trials[trials['status'] == 'done']
+    latest = (done if len(done) else trials).drop_duplicates(
+        ['task', 'method'], keep='last'
+    )
+    same = trials.merge(
+        latest[['task', 'method', 'config', 'data']],
+        how='left',
+        on=['task', 'method'],
+        suffixes=('', '_latest'),
+    ).set_index(trials.index)
+    other = (same['config'] != same['config_latest']) | (
+        same['data'] != same['data_latest']
+    )
+    current = trials[~(other & same['config_latest'].notna())]
     key = ['task', 'method', 'seed']
-    chosen = trials.sort_values('_rank', kind='stable').drop_duplicates(
+    chosen = current.sort_values('_rank', kind='stable').drop_duplicates(
         key, keep='last'
     )
     counted = trials[trials['trial'].isin(chosen['trial'])]

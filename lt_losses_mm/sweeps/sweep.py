@@ -72,6 +72,7 @@ class Sweep:
         self.say = say
         self.retries = retries
         self.failures: dict[str, int] = {}
+        self.begun: dict[str, int] = {}
         self.jobs: dict[str, Job] = {}
         self.problem = ''
         rows = ledger.read(table)
@@ -81,6 +82,23 @@ class Sweep:
         )
         if retry_failed:
             self.given_up = set()
+        # What the plan calls the metrics may have changed since.
+        by_trial: dict[str, list[dict[str, str]]] = {}
+        for row in rows:
+            by_trial.setdefault(row['trial'], []).append(row)
+        for trial in trials:
+            if trial.key in self.recorded and out_of_date(
+                plan, trial, by_trial[trial.key]
+            ):
+                self.recorded.discard(trial.key)
+                if not self.is_done(trial):
+                    raise SweepError(
+                        f'{plan.where("tasks", trial.task)}: metrics, scale, '
+                        'baseline or dataset are not those of the rows of '
+                        f'{trial} in {table}, and {trial.folder}, from which '
+                        'they could be written again, is gone. Fix: write '
+                        'the plan as it was, or take another --ledger.'
+                    )
 
     def run(
         self,
@@ -151,12 +169,15 @@ class Sweep:
 
     def outcome(self) -> Outcome:
         done = [t for t in self.trials if t.key in self.recorded]
-        failed = [
-            t
-            for t in self.trials
-            if t.key in self.given_up and t.key not in self.recorded
-        ]
+        given_up = [t for t in self.trials if t.key in self.given_up]
+        failed = [t for t in given_up if t.key not in self.recorded]
         rest = [t for t in self.trials if t not in done and t not in failed]
+        # It was done once, and its model is needed again.
+        failed += [
+            t
+            for t in given_up
+            if t.key in self.recorded and any(t in r.needed for r in rest)
+        ]
         return Outcome(done, failed, rest)
 
     def running(self) -> list[Trial]:
@@ -209,6 +230,7 @@ class Sweep:
         metrics = self.plan.tasks[trial.task]['metrics']
         names = [metrics[role] for role in ROLES if role in metrics]
         try:
+            self.begun[trial.key] = worker.final_step(trial.folder)
             trial.prepare({}, names)
             self.jobs[trial.key] = executor.start(trial.folder, trial.gpus)
         except OSError as error:
@@ -248,12 +270,17 @@ class Sweep:
                 trial = by_key[key]
                 if not self.is_done(trial) and not final:
                     self._failed(trial)
-        new = [
-            trial
-            for trial in self.trials
-            if trial.key not in self.recorded and self.is_done(trial)
-        ]
-        rows = [row for trial in new for row in rows_of(self.plan, trial)]
+        new: list[Trial] = []
+        rows: list[Mapping[str, Any]] = []
+        for trial in self.trials:
+            known = trial.key in self.recorded | self.given_up
+            if known or not self.is_done(trial):
+                continue
+            try:
+                rows += list(rows_of(self.plan, trial))
+                new.append(trial)
+            except Exception as error:  # Of this trial; others go on.
+                self._give_up(trial, f'its results cannot be read: {error!r}')
         if not rows:
             return
         try:
@@ -270,26 +297,30 @@ class Sweep:
             return
         for trial in new:
             self.recorded.add(trial.key)
-            overall = next(
-                row
-                for row in rows
-                if row['trial'] == trial.key
-                and row['role'] == 'overall'
-                and row['last']
+            mine = [row for row in rows if row['trial'] == trial.key]
+            found = ', '.join(
+                f'{row["metric"]} {row["value"]:.2f}'
+                for row in mine
+                if row['role'] == 'overall' and row['last']
             )
             done = len(self.outcome().done)
             self.say(
-                f'done   {trial}  [{done}/{len(self.trials)}] '
-                f'{overall["metric"]} {overall["value"]:.2f}, '
-                f'{overall["seconds"] / 60:.1f} min'
+                f'done   {trial}  [{done}/{len(self.trials)}] {found}, '
+                f'{mine[0]["seconds"] / 60:.1f} min'
             )
 
     def _failed(self, trial: Trial) -> None:
         if worker.is_held(trial.folder):
             return  # Its worker was killed, its training goes on.
-        self.failures[trial.key] = self.failures.get(trial.key, 0) + 1
         mark = trial.folder / worker.FAILED
         told = json.loads(mark.read_text()) if mark.exists() else {}
+        if not told and worker.final_step(trial.folder) > self.begun.get(
+            trial.key, 0
+        ):
+            # Stopped from outside, by a limit of time or a preemption.
+            self.say(f'again  {trial}: stopped, and goes on where it was')
+            return
+        self.failures[trial.key] = self.failures.get(trial.key, 0) + 1
         note = told.get(
             'note', 'its worker was killed, or could not write its folder'
         )
@@ -297,9 +328,14 @@ class Sweep:
         if left > 0:
             self.say(f'again  {trial}: {note}')
             return
+        self._give_up(trial, note, told.get('log', []))
+
+    def _give_up(
+        self, trial: Trial, note: str, log: Iterable[str] = ()
+    ) -> None:
         self.given_up.add(trial.key)
         self.say(f'FAILED {trial}: {note}')
-        for line in told.get('log', []):
+        for line in log:
             self.say(f'       | {line}')
         try:
             ledger.add(self.table, [failed_row(self.plan, trial, note)])
@@ -313,6 +349,33 @@ def failed_row(
     """The row of the ledger of a trial without numbers."""
     row = dict(_shared(plan, trial), status=status, note=note, last=0)
     return {**dict.fromkeys(ledger.COLUMNS, ''), **row}
+
+
+def out_of_date(plan: Plan, trial: Trial, rows: list[dict[str, str]]) -> bool:
+    """Whether a plan calls the numbers of a trial otherwise than its rows."""
+    task = plan.tasks[trial.task]
+    said = task.get('dataset', trial.task), plan.baseline_of(trial.task)
+    if (rows[0]['dataset'], rows[0]['baseline']) != said:
+        return True
+    wanted = {name: role for role, name in task['metrics'].items()}
+    found = {
+        row['metric']: row['role']
+        for row in rows
+        if row['metric'] in wanted or row['role'] in ROLES
+    }
+    if any(wanted.get(name) != role for name, role in found.items()):
+        return True
+    mark = trial.folder / worker.DONE
+    if not mark.exists():
+        return False
+    step, values = json.loads(mark.read_text())['evaluations'][-1]
+    name = task['metrics']['overall']
+    value = round(values[name] * task.get('scale', 1), 4)
+    return any(
+        float(row['value']) != value
+        for row in rows
+        if row['metric'] == name and row['step'] == str(step)
+    )
 
 
 def rows_of(plan: Plan, trial: Trial) -> Iterable[Mapping[str, Any]]:
@@ -332,11 +395,15 @@ def rows_of(plan: Plan, trial: Trial) -> Iterable[Mapping[str, Any]]:
         last = int(step == done['evaluations'][-1][0])
         here = dict(shared, step=step, last=last)
         for metric, value in values.items():
-            if isinstance(value, (int, float)) and metric not in UNITS:
+            if metric in UNITS or (
+                value == -1 and metric.partition('/')[0] in MINUS_ONE
+            ):
+                continue
+            if isinstance(value, (int, float)):
                 role = role_of.get(metric, '')
                 value = round(value * (scale if role else 1), 4)
                 yield dict(here, metric=metric, role=role, value=value)
-    names, counts = classes_of(done['checkpoint'])
+    names, counts = classes_of(trial.folder / done['checkpoint'])
     lists = {'class_counts': counts}
     for metric, value in values.items():
         short = metric.rpartition('/')[2]
@@ -358,7 +425,18 @@ def rows_of(plan: Plan, trial: Trial) -> Iterable[Mapping[str, Any]]:
     yield from _training_rows(shared, done['training'])
 
 
-FROM_WORKER = ('seconds', 'memory_mb', 'disk_mb', 'machine', 'threads')
+FROM_WORKER = (
+    'seconds',
+    'memory_mb',
+    'disk_mb',
+    'machine',
+    'threads',
+    'versions',
+    'commit',
+    'code',
+)
+# Their -1 says that there was nothing to measure.
+MINUS_ONE = ('coco', 'lvis')
 # Of an evaluation, and no result of it.
 UNITS = {'step', 'time', 'data_time', 'epoch', 'iter', 'lr', 'memory'}
 
@@ -392,6 +470,8 @@ def _shared(plan: Plan, trial: Trial) -> dict[str, Any]:
     return dict(
         schema=ledger.SCHEMA,
         trial=trial.key,
+        config=trial.config_key,
+        data=trial.data_key,
         task=trial.task,
         dataset=task.get('dataset', trial.task),
         method=trial.method,
@@ -404,11 +484,13 @@ def _shared(plan: Plan, trial: Trial) -> dict[str, Any]:
     )
 
 
-def classes_of(checkpoint: str) -> tuple[list[str], list[float]]:
+def classes_of(checkpoint: Path) -> tuple[list[str], list[float]]:
     """Names of the labels, and the counts that a loss of ours was given.
 
     Either is empty where the checkpoint has none.
     """
+    if not checkpoint.exists():
+        return [], []
     saved = torch.load(checkpoint, map_location='cpu', weights_only=False)
     meta = saved.get('meta', {})
     names = meta.get('label_names') or meta.get('dataset_meta', {}).get(
@@ -417,7 +499,7 @@ def classes_of(checkpoint: str) -> tuple[list[str], list[float]]:
     counts: list[float] = next(
         (
             value.tolist()
-            for key, value in saved['state_dict'].items()
+            for key, value in saved.get('state_dict', {}).items()
             if key.endswith('.class_counts') and len(value) == len(names or ())
         ),
         [],

@@ -25,8 +25,8 @@ from .plan import Method, Plan, PlanError
 
 # `train.py` and `test.py` of a clone or of a wheel.
 TOOLS = configs_folder().parent / 'tools'
-# Where a run is and what it goes on from; no number depends on it.
-NOT_IN_KEY = ('work_dir', 'load_from', 'resume', 'launcher')
+# Where a run is; no number depends on it.
+NOT_IN_KEY = ('work_dir', 'resume', 'launcher')
 
 
 @dataclass
@@ -39,6 +39,8 @@ class Trial:
         seed: ``randomness.seed``.
         cfg: The complete config, but for the checkpoints that it needs.
         key: Digest of all that the numbers depend on.
+        config_key: Digest of the config without its seed.
+        data_key: Digest of the files of its data.
         code: Parts of the package that run, see :func:`origin.code`.
         folder: Where it is trained.
         needs: Config key -> the trial or trials whose checkpoints go there.
@@ -51,6 +53,8 @@ class Trial:
     seed: int
     cfg: Config = field(repr=False)
     key: str
+    config_key: str
+    data_key: str
     code: str
     folder: Path
     needs: Mapping[str, Any]
@@ -125,6 +129,7 @@ class Trial:
                 val=[loop.get('val_begin', 1), interval],
                 checkpoint=cfg.load_from if self.test else '',
                 metrics=metrics,
+                code=self.code,
                 cwd=os.getcwd(),
                 env=dict(env),
             ),
@@ -136,7 +141,7 @@ def checkpoint_of(trial: Trial) -> str:
     done = trial.folder / worker.DONE
     if not done.exists():
         return f'<the last checkpoint of {trial}>'
-    return json.loads(done.read_text())['checkpoint']
+    return str(trial.folder / json.loads(done.read_text())['checkpoint'])
 
 
 def trials_of(plan: Plan, folder: Path) -> tuple[list[Trial], list[str]]:
@@ -201,7 +206,6 @@ class Builder:
         self.trials: dict[tuple[str, str, int], Trial] = {}
         self.left_out: dict[str, list[str]] = {}
         self._configs: dict[tuple[str, str], Config | None] = {}
-        self._data: dict[str, str] = {}
 
     def trial(
         self, task: str, method: str, seed: int, by_name: bool
@@ -224,21 +228,29 @@ class Builder:
             return None
         cfg = copy.deepcopy(cfg)
         cfg.setdefault('randomness', {})
-        cfg.randomness['seed'] = seed
-        code = origin.code(sorted(set(_loss_modules(cfg.to_dict()))))
-        plain = {k: v for k, v in cfg.to_dict().items() if k not in NOT_IN_KEY}
-        text = json.dumps(plain, sort_keys=True, default=str)
-        if text not in self._data:
-            self._data[text] = origin.data(cfg)
+        plain = cfg.to_dict()
+        for name in NOT_IN_KEY:
+            plain.pop(name, None)
+        plain['randomness'].pop('seed', None)
+        gpus = self.plan.tasks[task].get('gpus', 0)
         before = [
-            f'{key} {one.key}'
+            (key, one)
             for key, some in sorted(needs.items())
             for one in (some if isinstance(some, list) else [some])
         ]
+        config = origin.digest(
+            json.dumps(plain, sort_keys=True, default=str),
+            f'test={how.test} batches={max(gpus or 1, 1)}',
+            *(f'{key} {one.config_key}' for key, one in before),
+        )
+        data = origin.data(plain)
+        code = origin.code(set(_loss_modules(plain)), _custom_modules(plain))
         # With its names: rows of two names have to stay two.
         key = origin.digest(
-            task, method, text, self._data[text], code, *before
+            f'{task} {method} {seed} {config} {data} {code}',
+            *(one.key for _, one in before),
         )
+        cfg.randomness['seed'] = seed
         name = f'{task}-{method}-seed{seed}-{key}'
         trial = Trial(
             task,
@@ -246,11 +258,13 @@ class Builder:
             seed,
             cfg,
             key,
+            config,
+            data,
             code,
             (self.folder / 'trials' / _safe(name)).resolve(),
             needs,
             how.test,
-            self.plan.tasks[task].get('gpus', 0),
+            gpus,
         )
         self.trials[place] = trial
         return trial
@@ -453,6 +467,13 @@ def _loss_modules(node: Any) -> Iterator[str]:
     elif isinstance(node, (list, tuple)):
         for child in node:
             yield from _loss_modules(child)
+
+
+def _custom_modules(cfg: dict[str, Any]) -> set[str]:
+    """Modules of others that a config imports."""
+    names = (cfg.get('custom_imports') or {}).get('imports') or ()
+    names = [names] if isinstance(names, str) else names
+    return {name for name in names if name.split('.')[0] != 'lt_losses_mm'}
 
 
 def _safe(name: str) -> str:

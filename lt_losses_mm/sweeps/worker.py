@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import importlib
 import json
 import math
 import os
@@ -120,6 +121,7 @@ def attempt(folder: Path, lock: int) -> dict[str, Any]:
         TrialError: If the training fails or gives no numbers.
     """
     trial = json.loads((folder / TRIAL).read_text())
+    check_code(trial['code'])
     started = time.time()
     note_attempt(folder, started=started)
     try:
@@ -133,6 +135,27 @@ def attempt(folder: Path, lock: int) -> dict[str, Any]:
     finally:
         note_attempt(folder, started=started, ended=time.time())
     return summary(folder, trial)
+
+
+def check_code(recorded: str) -> None:
+    """Raise unless the package is what it was when the plan was read.
+
+    Modules of others are left out: to find them may import them.
+    """
+    own = [part for part in recorded.split() if not part.startswith('module:')]
+    changed = origin().changed(' '.join(own))
+    if changed:
+        raise TrialError(
+            f'the code of {", ".join(changed)} has changed since the sweep '
+            'was started; start it again'
+        )
+
+
+def origin() -> Any:
+    """The module beside this one, which also needs nothing but Python."""
+    if __package__:
+        return importlib.import_module('.origin', __package__)
+    return importlib.import_module('origin')
 
 
 def train(trial: dict[str, Any], folder: Path, lock: int) -> None:
@@ -362,7 +385,11 @@ def summary(folder: Path, trial: dict[str, Any]) -> dict[str, Any]:
                 x for x in scalars(folder) if 'loss' in x or is_statistics(x)
             )
         ],
-        checkpoint=str(whole[-1]) if whole else trial['checkpoint'],
+        # Wherever the folder is moved to.
+        checkpoint=whole[-1].name if whole else trial['checkpoint'],
+        versions=origin().versions(),
+        commit=origin().commit(),
+        code=trial['code'],
         seconds=round(seconds(folder), 1),
         memory_mb=round(gpu or process),
         machine=machine(),

@@ -21,7 +21,8 @@ fork = multiprocessing.get_context('fork')
 def row(trial: str, value: object = 1.5, **more: object) -> dict:
     return {
         **dict.fromkeys(ledger.COLUMNS, ''),
-        **dict(schema=1, trial=trial, task='a', method='b', seed=0),
+        # Each of a place of its own.
+        **dict(schema=1, trial=trial, task='a', method=trial, seed=0),
         **dict(status='done', step=3, metric='accuracy', value=value),
         **more,
     }
@@ -44,8 +45,8 @@ def edit(path: Path, line: int, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     'line, old, new, problem',
     [
-        (3, '1,second,', '1;second,', 'got 23'),
-        (3, ',1.5,', ',1.5,,', 'got 25'),
+        (3, '1,second,', '1;second,', 'got 25'),
+        (3, ',1.5,', ',1.5,,', 'got 27'),
         (2, ',1.5,', ',one,', "a number in 'value', got 'one'"),
         (2, ',0,', ',O,', "a number in 'seed', got 'O'"),
         (3, '1,second', '2,second', "of schema 1, got '2'"),
@@ -60,7 +61,10 @@ def test_corrupt_line_is_named(path, line, old, new, problem):
     with pytest.raises(ValueError, match='^ledger=') as error:
         ledger.read(path)
     said = str(error.value)
-    assert f"{path}:{line}', expected a row of 24 cells" in said
+    assert (
+        f"{path}:{line}', expected a row of {len(ledger.COLUMNS)} cells"
+        in said
+    )
     assert problem in said
     assert 'Fix: delete the line' in said
     assert '\n' not in said
@@ -236,7 +240,7 @@ class TestMerge:
             [row('x', 2), row('x', 5, metric='other'), row('y', 1)],
         )
         assert rows == [('x', '1'), ('x', '5'), ('y', '1')]
-        assert conflict.startswith('trial x (a, b, seed 0): 1 values of ')
+        assert conflict.startswith('trial x (a, x, seed 0): 1 values of ')
         assert '1.csv differ from' in conflict
         assert '0.csv, whose are kept' in conflict
 
@@ -244,6 +248,24 @@ class TestMerge:
         _, conflicts = merge([row('x')], [row('x'), row('x', metric='o')])
         assert len(conflicts) == 1
 
+    def test_other_configs_of_one_place(self, merge):
+        """No trial of the two is lost, and it is said."""
+        rows, (said,) = merge(
+            [row('x', 1, method='m')], [row('y', 2, method='m')]
+        )
+        assert rows == [('x', '1'), ('y', '2')]
+        assert said.startswith('a, m, 0: the trials x and y have other')
+
     def test_no_file(self, tmp_path):
         with pytest.raises(ValueError, match='a file, and there is none'):
             ledger.merge([tmp_path / 'typo.csv'])
+
+
+def test_numbers_stay_where_a_second_run_has_none(path):
+    """The model of a finished trial may be needed again, and fail."""
+    before = path.read_bytes()
+    ledger.add(path, [row('first', '', status='failed')])
+    assert path.read_bytes() == before
+    ledger.add(path, [row('new', '', status='failed')])
+    ledger.add(path, [row('new', 3)])
+    assert [r['value'] for r in ledger.read(path)] == ['1.5', '1.5', '3']

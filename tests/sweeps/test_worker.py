@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lt_losses_mm.sweeps import worker
+from lt_losses_mm.sweeps import origin, worker
 
 fork = multiprocessing.get_context('fork')
 # A training that ends when it is told to, and a child of it that does not.
@@ -51,6 +51,7 @@ class Case:
             val=[1, 1],
             checkpoint='',
             metrics=['accuracy/all', 'accuracy/few'],
+            code=origin.code([]),
             cwd=str(toy.folder),
             env={},
         )
