@@ -183,6 +183,18 @@ class Toy:
             if row['role'] != 'loss'
         )
 
+    def processes(self, word: str) -> list[int]:
+        """Processes of a sweep here whose command has a word."""
+        found = []
+        for entry in Path('/proc').glob('[0-9]*'):
+            try:
+                line = (entry / 'cmdline').read_text()
+            except OSError:
+                continue
+            if word in line and str(self.folder) in line:
+                found.append(int(entry.name))
+        return found
+
     def started(self) -> list[str]:
         """Folder of each training and test, as often as it was started."""
         if not self.trainings.exists():

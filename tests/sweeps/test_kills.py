@@ -7,7 +7,6 @@ import random
 import signal
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -26,21 +25,6 @@ def undisturbed(make_toy, tmp_path_factory):
     return toy.values()
 
 
-def processes(word: str, folder: Path) -> list[int]:
-    """Processes of a sweep whose command has a word."""
-    found = []
-    for entry in Path('/proc').glob('[0-9]*'):
-        try:
-            line = (entry / 'cmdline').read_bytes().decode().split('\0')
-        except OSError:
-            continue
-        if any(word in part for part in line) and any(
-            str(folder) in part for part in line
-        ):
-            found.append(int(entry.name))
-    return found
-
-
 @pytest.mark.parametrize('victim', ['driver.py', 'worker.py', 'train.py'])
 def test_killed_at_random(toy, undisturbed, victim):
     """Seven times each; a training that nobody watches is not doubled."""
@@ -54,7 +38,7 @@ def test_killed_at_random(toy, undisturbed, victim):
         while process.poll() is None and len(toy.started()) == begun:
             time.sleep(0.02)
         time.sleep(random.uniform(0, 0.8))
-        for pid in processes(victim, toy.folder)[:1]:
+        for pid in toy.processes(victim)[:1]:
             os.kill(pid, signal.SIGKILL)
             kills += 1
         if victim != 'driver.py':

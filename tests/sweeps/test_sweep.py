@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import signal
 import subprocess
 import time
 
 import pytest
 
-from lt_losses_mm.sweeps import ledger
+from lt_losses_mm.sweeps import ledger, results, worker
+from lt_losses_mm.sweeps.plan import Plan
+from lt_losses_mm.sweeps.sweep import FROM_WORKER, rows_of
+from lt_losses_mm.sweeps.trial import trials_of
 
 
 @pytest.mark.slow
@@ -192,3 +198,122 @@ def test_status_and_dry_run(toy):
     assert row.split('│')[3].strip() == '2'
     status, said = toy.run('--dry-run')
     assert '10 of 12 trials are to be run' in said
+
+
+@pytest.mark.slow
+class TestSecondThoughts:
+    """What a plan, a folder or a ledger is after it was changed."""
+
+    def test_a_model_that_is_needed_again_and_fails(self, toy):
+        """Its numbers stay, and what waits for it is said."""
+        assert toy.run('--only', 'first/plain/0')[0] == 0
+        before = toy.values()
+        shutil.rmtree(toy.ledger.parent / 'trials')
+        stub = toy.folder / 'stubs' / 'train.py'
+        stub.write_text("raise SystemExit('CUDA out of memory')")
+        status, said = toy.run('--only', 'first/later/0', '--retries', '0')
+        assert status == 1
+        assert '1 done, 1 failed' in said
+        assert '1 not started' in said
+        assert toy.values() == before
+
+    def test_rows_follow_the_plan(self, toy):
+        assert toy.run('--only', 'first/plain')[0] == 0
+        before = {x[2:5]: float(x[5]) for x in toy.values()}
+        toy.plan.write_text(
+            toy.plan.read_text().replace(
+                'baseline: plain', 'baseline: plain\n    scale: 100', 1
+            )
+        )
+        assert toy.run('--only', 'first/plain')[0] == 0
+        assert len(toy.started()) == 2
+        for place, value in {
+            x[2:5]: float(x[5]) for x in toy.values()
+        }.items():
+            assert value == pytest.approx(100 * before[place])
+        # Without the folders there is nothing to write them from.
+        shutil.rmtree(toy.ledger.parent / 'trials')
+        toy.plan.write_text(
+            toy.plan.read_text().replace('tail: accuracy/few', '')
+        )
+        status, said = toy.run('--only', 'first/plain')
+        assert status == 1
+        assert 'plan.yaml:' in said
+        assert 'Fix: write the plan as it was' in said
+
+    def test_runs_of_another_config_are_not_averaged(self, toy):
+        assert toy.run('--only', 'first/higher')[0] == 0
+        toy.plan.write_text(toy.plan.read_text().replace('0.2', '0.9'))
+        assert toy.run('--only', 'first/higher/0')[0] == 0
+        (task,) = results.read(toy.ledger).tasks
+        assert len(task.values('higher')) == 1
+        assert results.read(toy.ledger).superseded == 2
+
+    def test_the_ledger_is_of_the_training(self, toy):
+        """Versions, commit and code are not those of who writes it down."""
+        assert toy.run('--only', 'first/plain/0')[0] == 0
+        (done,) = toy.ledger.parent.glob('trials/*/done.json')
+        told = json.loads(done.read_text())
+        told['versions'] = 'python=2.7'
+        done.write_text(json.dumps(told))
+        before = toy.values()
+        toy.ledger.unlink()
+        # Wherever its folder has been moved to.
+        assert toy.run('--only', 'first/plain/0')[0] == 0
+        assert toy.values() == before
+        rows = ledger.read(toy.ledger)
+        assert {row['versions'] for row in rows} == {'python=2.7'}
+
+    def test_results_that_cannot_be_read_end_nothing(self, toy):
+        assert toy.run('--only', 'first/plain/0')[0] == 0
+        (done,) = toy.ledger.parent.glob('trials/*/done.json')
+        done.write_text('{}')
+        toy.ledger.unlink()
+        status, said = toy.run('--only', 'first/plain')
+        assert status == 1
+        assert 'its results cannot be read' in said
+        rows = ledger.read(toy.ledger)
+        assert {(r['seed'], r['status']) for r in rows} == {
+            ('0', 'failed'),
+            ('1', 'done'),
+        }
+
+
+@pytest.mark.slow
+def test_a_training_that_is_stopped_again_and_again(toy):
+    """As by a limit of time; it goes on, and that is no failure."""
+    toy.config.write_text(toy.config.read_text().replace('0.05', '0.6'))
+    process = toy.start(
+        *('run', str(toy.plan), '--only', 'first/plain/0'),
+        *('--retries', '0'),
+    )
+    for epoch in (1, 2):
+        while not list(toy.ledger.parent.glob(f'*/*/epoch_{epoch}.pth')):
+            time.sleep(0.05)
+        (pid,) = toy.processes('worker.py')
+        os.kill(pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert said.count('stopped, and goes on where it was') == 2
+    assert len([x for x in toy.values() if x[4] == 'accuracy/all']) == 3
+
+
+def test_minus_one_is_no_number(toy, monkeypatch):
+    """LVIS and COCO say so that there was no object in a group."""
+    monkeypatch.chdir(toy.folder)
+    toy.plan.write_text(
+        toy.plan.read_text().replace('accuracy/few', 'lvis/bbox_APr')
+    )
+    plan = Plan(toy.plan, ['x'])
+    trial, *_ = trials_of(plan, toy.folder)[0]
+    trial.folder.mkdir(parents=True)
+    worker.write_json(
+        trial.folder / worker.DONE,
+        dict(
+            evaluations=[[3, {'accuracy/all': 5, 'lvis/bbox_APr': -1.0}]],
+            training=[],
+            checkpoint='gone.pth',
+            **dict.fromkeys(FROM_WORKER, 0),
+        ),
+    )
+    assert [row['metric'] for row in rows_of(plan, trial)] == ['accuracy/all']
