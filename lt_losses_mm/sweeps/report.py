@@ -294,6 +294,10 @@ def _across(boards: list[Board]) -> comparison.Across:
         means('overall'),
         means('tail'),
         {b.task.name: b.task.baseline for b in boards},
+        {
+            b.task.name: {m: b.of(m, 'overall').n for m in b.task.methods}
+            for b in boards
+        },
     )
 
 
@@ -323,15 +327,19 @@ def _across_in_words(
             'and fewer than six cannot reach 5\u00a0% two-sided, however '
             'clear they are. Other seeds of a task are no further tasks.'
         )
-    elif not decided:
-        decided.append(
-            f'Undecided: no difference over {most} tasks reaches 5\u00a0% '
-            'after Holm\u2019s correction for '
-            f'{plural(len(counted), "method")}.'
-        )
+    else:
+        open_ = [
+            (s.method, s.claim.why)
+            for s in counted
+            if s.claim is not None and s.claim.verdict == UNDECIDED
+        ]
+        for why in dict.fromkeys(why for _, why in open_):
+            named = [m for m, reason in open_ if reason == why]
+            decided.append(f'Undecided, {why}: {joined(named)}.')
     if over.tasks:
+        size = 'the largest' if len(boards) <= comparison.SUBSETS else 'a'
         ranked.append(
-            f'Mean ranks are over {joined(over.tasks)}, the largest block of '
+            f'Mean ranks are over {joined(over.tasks)}, {size} block of '
             'tasks in which the same methods ran: '
             f'{joined(over.methods, 24)}.'
         )
@@ -362,7 +370,10 @@ def _claim_cell(claim: Claim | None) -> Cell:
     if claim is None:
         return Cell('baseline', 0.0, 'quiet')
     order = {comparison.BETTER: 2.0, UNDECIDED: 1.0, comparison.WORSE: -1.0}
-    why = SHORT.get(claim.why, claim.why)
+    why = next(
+        (short for long, short in SHORT.items() if claim.why.startswith(long)),
+        claim.why,
+    )
     if not math.isnan(claim.p):
         why = f'p\u00a0{_p(claim.p)}'
     text = f'{claim.verdict}, {why}'

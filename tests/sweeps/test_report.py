@@ -180,16 +180,32 @@ def test_undecided_is_said(pages) -> None:
     )
 
 
-def test_six_tasks_are_tested(tmp_path) -> None:
-    rows = [
+def tasks_of_eight(n: int) -> list[dict[str, str]]:
+    return [
         one
         for i in range(8)
         for one in runs(
-            {'cross_entropy': [50 + i], 'bs': [55 + 2 * i], 'vs': [51 + i]},
+            {
+                'cross_entropy': n * [50 + i],
+                'bs': n * [55 + 2 * i],
+                'vs': n * [51 + i],
+            },
             task=f'task {i}',
         )
     ]
-    found = Text(page(rows, tmp_path))
+
+
+def test_six_tasks_of_one_seed_are_undecided(tmp_path) -> None:
+    found = Text(page(tasks_of_eight(1), tmp_path))
+    assert (
+        'Undecided, fewer than five runs in task 0, task 1, task 2 and 5 '
+        'more: bs and vs.'
+    ) in found.text
+    assert found.tables['across'][1][1] == 'undecided, n < 5'
+
+
+def test_six_tasks_are_tested(tmp_path) -> None:
+    found = Text(page(tasks_of_eight(5), tmp_path))
     assert 'Better over the tasks: bs (+' in found.text
     assert '(Friedman)' in found.text
     # 2 / 2 ** 8, times two comparisons.
