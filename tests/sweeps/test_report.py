@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 import subprocess
 import sys
@@ -21,7 +22,8 @@ pytest.importorskip('jinja2')
 
 from synthetic import HOSTILE, four_tasks, hostile, row, runs
 
-from lt_losses_mm.sweeps import origin, report
+from lt_losses_mm.sweeps import origin, pictures, report
+from lt_losses_mm.sweeps.comparison import Estimate
 from lt_losses_mm.sweeps.report import ratio_on_one_machine, write_report
 from lt_losses_mm.sweeps.results import read
 
@@ -94,10 +96,10 @@ def test_sections_are_in_order(pages) -> None:
 def test_size_and_pictures(pages) -> None:
     for text in pages.values():
         assert len(text.encode()) < 2_000_000
-        pictures = re.findall(r'<svg.*?</svg>', text, re.DOTALL)
-        assert len(pictures) > 10
-        assert max(map(len, pictures)) < 60_000
-        for picture in pictures:
+        drawn = re.findall(r'<svg.*?</svg>', text, re.DOTALL)
+        assert len(drawn) > 10
+        assert max(map(len, drawn)) < 60_000
+        for picture in drawn:
             root = ElementTree.fromstring(picture)
             if 'aria-hidden' in root.attrib:
                 continue
@@ -107,6 +109,42 @@ def test_size_and_pictures(pages) -> None:
             assert len(root[1].text) > 40
             assert root.find('.//text') is not None
             assert 'currentColor' in picture
+
+
+def test_axes_hold_the_intervals() -> None:
+    def limits(*found: tuple[float, float], zero: bool = False):
+        return pictures._limits(
+            [Estimate(m, m - half, m + half, 3) for m, half in found], zero
+        )
+
+    # Means that are alike do not fill the axis: 24.8 and 25.1.
+    low, high = limits((24.8, 6.1), (25.1, 5.5))
+    assert 17 < low < 18.7
+    assert 30.9 < high < 32
+    low, high = limits((-0.4, 4.0), zero=True)
+    assert low < -4.4
+    assert high > 3.6
+    # One long interval is cut, short ones are not.
+    low, high = limits((0, 1), (10, 1), (5, 500))
+    assert -12 < low < -1
+    assert 11 < high < 22
+    assert limits((5, math.nan))[0] < 5 < limits((5, math.nan))[1]
+    low, high = limits()
+    assert low < 0 < high
+
+
+def test_cut_intervals_have_arrows() -> None:
+    drawn = {}
+    for half in (1.0, 500.0):
+        values = [Estimate(m, m - 1, m + 1, 3) for m in (0.0, 10.0)]
+        values.append(Estimate(5.0, 5 - half, 5 + half, 3))
+        points = {str(i): (v, v) for i, v in enumerate(values)}
+        style = pictures.styles([*points], {'0'})
+        drawn[half] = pictures.trade_off('t', 'task', points, style)
+    # What is filled with its colour: a mark, and one for each end of a line.
+    filled = [len(re.findall(r'<use[^>]*\bf1\b', d)) for d in drawn.values()]
+    assert filled == [1, 5]
+    assert 'end in an arrow' in drawn[1.0]
 
 
 def test_nothing_is_loaded_and_no_style_is_inline(pages) -> None:
