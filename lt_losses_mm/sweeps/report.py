@@ -652,6 +652,8 @@ def _cost(boards: list[Board]) -> tuple[list[Table], list[str]]:
         means = done.groupby('method')[
             ['seconds', 'memory_mb', 'disk_mb']
         ].mean()
+        # A ledger may be edited: two methods may share the digest of a trial.
+        means = means.reindex(board.order)
         if means.isna().all(axis=None):
             without.append(task.name)
             continue

@@ -337,6 +337,10 @@ def test_no_warnings(tmp_path) -> None:
         (runs({'cross_entropy': [0], 'bs': [0]}), 'Undecided'),
         (runs({'cross_entropy': ['nan'], 'bs': [1]}), 'no value to compare'),
         (runs({'a': [1], 'b': [2]}, baseline=''), 'the baseline (none) has'),
+        (
+            [row(value=1, trial='a'), row(method='b', value=2, trial='a')],
+            'Undecided overall, fewer than five runs: b.',
+        ),
     ],
 )
 def test_poor_ledgers(rows, words, tmp_path) -> None:
