@@ -8,6 +8,7 @@ data sets, so across tasks each task counts once, with the mean of its runs.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ LEVEL = 0.05
 RUNS = 5
 # The least p of a two-sided signed-rank test of n tasks is 2 ** (1 - n).
 TASKS = 6
+# Of so many tasks all subsets are tried for the largest block.
+SUBSETS = 12
 BETTER, WORSE, UNDECIDED = 'better', 'worse', 'undecided'
 # Stands for the baselines of tasks that do not all have the same.
 BASELINES = "the task's baseline"
@@ -225,8 +228,9 @@ class Across:
 def block(present: pd.DataFrame) -> tuple[list[str], list[str]]:
     """The largest block without gaps of a table of tasks and methods.
 
-    Methods are taken in the order of how many tasks they have; of two blocks
-    of one size that with more tasks counts, since they are the sample.
+    Of two blocks of one size that with more tasks counts, since they are the
+    sample. With more than ``SUBSETS`` tasks not all blocks are tried: methods
+    are taken in the order of how many tasks they have.
 
     Args:
         present: Whether a task (row) has a method (column).
@@ -235,13 +239,25 @@ def block(present: pd.DataFrame) -> tuple[list[str], list[str]]:
         Tasks and methods; both empty if fewer than two of either.
     """
     order = present.sum().sort_values(ascending=False, kind='stable').index
+    have = {
+        task: frozenset(present.columns[row])
+        for task, row in zip(present.index, present.to_numpy())
+    }
+    tried = [frozenset(order[:size]) for size in range(2, len(order) + 1)]
+    if len(have) <= SUBSETS:
+        tried = [
+            frozenset.intersection(*some)
+            for size in range(2, len(have) + 1)
+            for some in itertools.combinations(have.values(), size)
+        ]
     best: tuple[int, int, list[str], list[str]] = (0, 0, [], [])
-    for size in range(2, len(order) + 1):
-        whole = present[list(order[:size])].all(axis=1)
-        tasks = list(present.index[whole])
-        if len(tasks) < 2:
-            break
-        found = (len(tasks) * size, len(tasks), tasks, list(order[:size]))
+    # Not a set, whose order, and so which of two alike counts, is by chance.
+    for methods in dict.fromkeys(tried):
+        tasks = [task for task, mine in have.items() if methods <= mine]
+        if len(tasks) < 2 or len(methods) < 2:
+            continue
+        kept = [method for method in order if method in methods]
+        found = (len(tasks) * len(kept), len(tasks), tasks, kept)
         best = max(best, found, key=lambda b: b[:2])
     return best[2], best[3]
 
@@ -250,6 +266,7 @@ def across(
     overall: Mapping[str, Mapping[str, float]],
     tail: Mapping[str, Mapping[str, float]],
     baselines: Mapping[str, str],
+    runs: Mapping[str, Mapping[str, int]],
 ) -> Across:
     """Compare methods over tasks, each task once.
 
@@ -258,6 +275,8 @@ def across(
         tail: The same of the tail.
         baselines: Of each task; tasks without a value of theirs are left
             out.
+        runs: Task -> method -> how many its mean is of. Fewer than ``RUNS``
+            in any task leave a method undecided.
 
     Raises:
         ImportError: If scipy or scikit-posthocs is missing.
@@ -296,7 +315,15 @@ def across(
         samples = [gains.loc[rows, c] for c in columns]
         friedman = float(stats.friedmanchisquare(*samples).pvalue)
     others = [m for m in table.columns if m != common]
-    tested = {m: gains[m].dropna() for m in others}
+    few = {
+        m: [
+            task
+            for task in gains.index[gains[m].notna()]
+            if min(runs[task][m], runs[task][baselines[task]]) < RUNS
+        ]
+        for m in others
+    }
+    tested = {m: gains[m].dropna() for m in others if not few[m]}
     tested = {m: g for m, g in tested.items() if (g != 0).sum() >= TASKS}
     raw = [float(stats.wilcoxon(g).pvalue) for g in tested.values()]
     adjusted = dict(zip(tested, holm(raw)))
@@ -317,7 +344,9 @@ def across(
                 wins=int((mine > 0).sum()),
                 claim=None
                 if method == common
-                else _claim(mine, adjusted.get(method), len(adjusted)),
+                else _claim(
+                    mine, few[method], adjusted.get(method), len(adjusted)
+                ),
             )
         )
     standings.sort(
@@ -329,11 +358,17 @@ def across(
     return Across(standings, rows, columns, friedman, pairs)
 
 
-def _claim(gains: pd.Series, p: float | None, family: int) -> Claim:
+def _claim(
+    gains: pd.Series, few: list[str], p: float | None, family: int
+) -> Claim:
     mean = interval(gains.tolist())
     found = Difference(mean.mean, mean.low, mean.high, math.nan, mean.n)
     if p is None:
-        return Claim(found, math.nan, UNDECIDED, 'fewer than six tasks')
+        why = 'fewer than six tasks'
+        if few and mean.n >= TASKS:
+            more = f' and {len(few) - 3} more' if len(few) > 3 else ''
+            why = f'fewer than five runs in {", ".join(few[:3])}{more}'
+        return Claim(found, math.nan, UNDECIDED, why)
     verdict, why = _verdict(mean.mean, p)
     if verdict == UNDECIDED and family * 2.0 ** (1 - mean.n) >= LEVEL:
         why = f'{mean.n} tasks are too few for {family} comparisons'

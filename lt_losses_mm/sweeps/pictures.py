@@ -16,7 +16,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Sequence
 from xml.etree import ElementTree
 
-from .comparison import Claim, Estimate
+from .comparison import Claim, Difference, Estimate
 from .results import needed
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _picture(
         axes.set_axisbelow(True)
         axes.grid(color=_GRID, lw=0.6)
         figure.suptitle(
-            plain(title, 44), x=0.01, ha='left', size=11, weight='bold'
+            plain(title, 48), x=0.01, ha='left', size=11, weight='bold'
         )
         figure.savefig(
             out, format='svg', transparent=True, metadata={'Date': None}
@@ -206,6 +206,61 @@ def _short(value: str) -> str:
     return ' '.join(value.split())
 
 
+def _limits(
+    found: Sequence[Estimate | Difference], zero: bool = False
+) -> tuple[float, float]:
+    """Ends of an axis, so far apart that noise does not look like contrast.
+
+    They hold all intervals, but no more than one span of the means, or half
+    the median interval where that is longer, beside the means: with two runs
+    an interval may be ten times as long as the others.
+
+    Args:
+        found: Means with their intervals.
+        zero: Whether 0 has to be in between.
+    """
+    found = [e for e in found if not math.isnan(e.mean)]
+    means = [e.mean for e in found] + [0.0] * (zero or not found)
+    known = [e for e in found if not math.isnan(e.low)]
+    low, high = min(means), max(means)
+    most = high - low
+    if known:
+        # Half an interval, for one that is about as long on both sides.
+        halves = sorted((e.high - e.low) / 2 for e in known)
+        most = max(most, halves[len(halves) // 2])
+    low = max(min([low, *(e.low for e in known)]), low - most)
+    high = min(max([high, *(e.high for e in known)]), high + most)
+    room = max(0.06 * (high - low), 1e-3 * max(abs(low), abs(high), 1e-3))
+    return low - room, high + room
+
+
+def _line(
+    axes: Axes,
+    found: Estimate | Difference,
+    at: float,
+    limits: tuple[float, float],
+    upright: bool = False,
+    **look: Any,
+) -> None:
+    """An interval, with an arrow where the picture ends before it does."""
+    if math.isnan(found.low):
+        return
+    low, high = max(found.low, limits[0]), min(found.high, limits[1])
+    ends = [(low, found.low < low, '<v'), (high, found.high > high, '>^')]
+    points = [[low, high], [at, at]]
+    axes.plot(*(points[::-1] if upright else points), **look)
+    for end, cut, markers in ends:
+        if cut:
+            point = [[end], [at]]
+            axes.plot(
+                *(point[::-1] if upright else point),
+                markers[upright],
+                mec=look['color'],
+                clip_on=False,
+                **look,
+            )
+
+
 def differences(
     number: str, task: str, rows: Sequence[tuple[str, Claim | None, Claim]]
 ) -> str:
@@ -218,17 +273,16 @@ def differences(
     """
 
     def draw(axes: Axes) -> None:
-        means = [
-            c.difference.mean
-            for _, *claims in rows
-            for c in claims
-            if c is not None and not math.isnan(c.difference.mean)
-        ] or [0.0]
-        low, high = min(*means, 0.0), max(*means, 0.0)
-        room = max(0.35 * (high - low), 0.02 * max(abs(low), abs(high), 1e-3))
-        # With two or three runs intervals are so long that the means would
-        # be one point; they are cut at the edge.
-        axes.set_xlim(low - room, high + room)
+        limits = _limits(
+            [
+                c.difference
+                for _, *claims in rows
+                for c in claims
+                if c is not None
+            ],
+            zero=True,
+        )
+        axes.set_xlim(limits)
         for i, (_, tail, overall) in enumerate(rows):
             for claim, shift, filled in (
                 (overall, -0.17, True),
@@ -238,10 +292,7 @@ def differences(
                     continue
                 found = claim.difference
                 ink = _INK if filled else _TAIL
-                if not math.isnan(found.low):
-                    axes.plot(
-                        [found.low, found.high], [i + shift] * 2, color=ink
-                    )
+                _line(axes, found, i + shift, limits, color=ink)
                 axes.plot(
                     [found.mean],
                     [i + shift],
@@ -263,10 +314,10 @@ def differences(
     return _picture(
         draw,
         number,
-        f'{plain(task, 20)}: difference to baseline',
+        f'{plain(task, 24)}: difference to baseline',
         'Difference of each method to the baseline, circles overall and '
-        'diamonds in the tail, with 95 % intervals, which end at the edge '
-        f'where they are longer. Overall: {told}.',
+        'diamonds in the tail, with 95 % intervals; those that end in an '
+        f'arrow are longer. Overall: {told}.',
         (5.2, 1.0 + 0.34 * max(len(rows), 3)),
     )
 
@@ -287,7 +338,13 @@ def trade_off(
     """
 
     def draw(axes: Axes) -> None:
+        across = _limits([head for head, _ in points.values()])
+        up = _limits([tail for _, tail in points.values()])
+        axes.set(xlim=across, ylim=up)
         for method, (head, tail) in points.items():
+            look: Any = dict(color=style[method].ink, lw=0.8, alpha=0.4)
+            _line(axes, head, tail.mean, across, **look)
+            _line(axes, tail, head.mean, up, upright=True, **look)
             axes.plot(
                 [head.mean],
                 [tail.mean],
@@ -296,28 +353,6 @@ def trade_off(
                 mec=style[method].ink,
                 ms=8,
             )
-        axes.margins(0.1)
-        axes.autoscale_view()
-        # An interval of two runs may be ten times as wide as the picture.
-        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
-        for method, (head, tail) in points.items():
-            ink = style[method].ink
-            if head.n > 1:
-                axes.plot(
-                    [head.low, head.high],
-                    [tail.mean] * 2,
-                    color=ink,
-                    lw=0.8,
-                    alpha=0.4,
-                )
-            if tail.n > 1:
-                axes.plot(
-                    [head.mean] * 2,
-                    [tail.low, tail.high],
-                    color=ink,
-                    lw=0.8,
-                    alpha=0.4,
-                )
         axes.set(xlabel='head', ylabel='tail')
 
     told = '; '.join(
@@ -330,7 +365,7 @@ def trade_off(
         f'{task}: head and tail',
         'Result in the tail against result in the head, a mark a method; '
         'further up and to the right is better. Thin lines are 95 % '
-        f'intervals. {told}.',
+        f'intervals; those that end in an arrow are longer. {told}.',
     )
 
 

@@ -7,12 +7,18 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Iterable, Protocol
 
 import numpy as np
 
 from ..hosts import HOSTS
-from ..losses import LOSSES, SigmoidLoss
+from ..losses import (
+    LOSSES,
+    EqualizedFocalLoss,
+    EqualizedQualityFocalLoss,
+    LongTailLoss,
+    SigmoidLoss,
+)
 from ..priors import ClassCounts
 from .comparison import (
     BETTER,
@@ -24,7 +30,15 @@ from .comparison import (
     interval,
     within,
 )
-from .report import joined, number, plural, ratio_on_one_machine, span
+from .report import (
+    UNRECORDED,
+    joined,
+    number,
+    plural,
+    ratio_on_one_machine,
+    span,
+    test_only,
+)
 from .results import Source, Task, read
 
 # How far a data set may be from that of a task, as a factor of the number of
@@ -43,6 +57,12 @@ KIND_OF = dict(
     quality_focal='quality',
     binary_cross_entropy='sigmoid',
 )
+# The method that leaves a config's own loss of that type and kind as it is.
+METHOD_OF = {
+    ('CrossEntropyLoss', 'softmax'): 'cross_entropy',
+    ('FocalLoss', 'focal'): 'focal',
+    ('QualityFocalLoss', 'quality'): 'quality_focal',
+}
 KEY_OF = dict(mmpretrain='loss', mmdet='loss_cls', mmseg='loss_decode')
 # Metrics of this package for own data: overall, head, middle, tail.
 METRICS = dict(
@@ -64,11 +84,15 @@ HOOK = (
 
 
 class HeadFacts(Protocol):
-    """What is known of a head: its class, and what its logits go through."""
+    """What is known of a head: its class, its loss and the kind of that."""
 
     @property
     def type(self) -> str:
         """Its class."""
+
+    @property
+    def loss(self) -> str:
+        """Class of its loss."""
 
     @property
     def kind(self) -> str:
@@ -88,6 +112,7 @@ class Suggestion:
         rows: Which rows of the ledger it is from.
         cost: Training time as a multiple of the baseline's, NaN if unknown.
         line: For the config; empty where the method is no loss of its own.
+        tested: Whether its trials trained nothing.
     """
 
     method: str
@@ -98,6 +123,7 @@ class Suggestion:
     rows: tuple[str, ...]
     cost: float
     line: str
+    tested: bool = False
 
     def __str__(self) -> str:
         """One line of an undecided or worse method, all of a better one."""
@@ -110,6 +136,8 @@ class Suggestion:
         cost = (
             f'{number(self.cost, 2)} times that of the baseline'
             if self.cost == self.cost
+            else 'none of its own, test only'
+            if self.tested
             else 'not known'
         )
         return '\n   '.join(
@@ -205,6 +233,11 @@ def recommend(
         if not why:
             comparable.append(task)
             parts = dict.fromkeys(' '.join(task.trials['changed']).split())
+            if UNRECORDED in parts:
+                parts.pop(UNRECORDED)
+                reasons.append(
+                    f'The code of rows of {task.name} was not recorded.'
+                )
             if parts:
                 reasons.append(
                     f'The code of {joined(parts)} has changed since rows of '
@@ -255,7 +288,7 @@ def _apart(task: Task, counts: ClassCounts, host: str, head: HeadFacts) -> str:
     prefix = task.metric().partition('/')[0]
     # The plain metric of mmseg has no prefix.
     there = HOST_OF.get(prefix, 'mmseg' if prefix == 'mIoU' else '')
-    kind = KIND_OF.get(task.baseline, '')
+    kind = KIND_OF.get(task.baseline) or _kind_of(task.methods)
     if (there, kind) != (host, head.kind):
         return (
             f'it is of {there or "an unknown host"} and '
@@ -283,6 +316,30 @@ def _apart(task: Task, counts: ClassCounts, host: str, head: HeadFacts) -> str:
     if abs(counts.gini - other.gini) > GINI:
         far.append('Gini coefficient')
     return f'{_shape(other)}: another {joined(far)}' if far else ''
+
+
+def _kind_of(methods: Iterable[str]) -> str:
+    """The kind of head that takes these losses; empty if several do.
+
+    A softmax head takes those for sigmoids too, but no other head takes
+    those for a softmax.
+    """
+    kinds = {
+        'quality'
+        if loss is EqualizedQualityFocalLoss
+        else 'focal'
+        if loss is EqualizedFocalLoss
+        else 'sigmoid'
+        if issubclass(loss, SigmoidLoss)
+        else 'softmax'
+        for method in methods
+        # Without the values that a grid gives it.
+        if (loss := _loss_of(method.partition('[')[0])) is not None
+    }
+    for kind in ('softmax', 'quality'):
+        if kind in kinds:
+            return kind
+    return kinds.pop() if len(kinds) == 1 else ''
 
 
 def _ranked(tasks: list[Task], host: str) -> list[Suggestion]:
@@ -339,6 +396,7 @@ def _suggestion(
         ),
         cost=sum(ratios) / len(ratios) if ratios else math.nan,
         line=config_line(method, host),
+        tested=all(test_only(task, method) for task, _, _ in claims),
     )
 
 
@@ -374,6 +432,17 @@ def config_line(method: str, host: str) -> str:
     """
     if method == 'post_hoc':
         return HOOK
+    loss = _loss_of(method)
+    if loss is None:
+        return ''
+    sigmoid = ', use_sigmoid=True' if issubclass(loss, SigmoidLoss) else ''
+    return (
+        f"{KEY_OF[host]}=dict(type='lt_losses_mm.{loss.__name__}'{sigmoid}),"
+    )
+
+
+def _loss_of(method: str) -> type[LongTailLoss] | None:
+    """The loss that has the name of a method."""
     plain = method.replace('_', '')
     found = [
         loss
@@ -381,14 +450,7 @@ def config_line(method: str, host: str) -> str:
         # Seesaw's class says what kind of loss it is; its method does not.
         if loss.__name__.lower() in (f'{plain}loss', f'{plain}softmaxloss')
     ]
-    found.sort(key=lambda loss: len(loss.__name__))
-    if not found:
-        return ''
-    sigmoid = ', use_sigmoid=True' if issubclass(found[0], SigmoidLoss) else ''
-    return (
-        f"{KEY_OF[host]}=dict(type='lt_losses_mm.{found[0].__name__}'"
-        f'{sigmoid}),'
-    )
+    return min(found, key=lambda loss: len(loss.__name__), default=None)
 
 
 def _plan(
@@ -399,21 +461,30 @@ def _plan(
     config: str,
 ) -> str:
     """Five seeds of the config's own loss and of the likeliest other."""
-    possible = [s for s in suggestions if s.verdict != WORSE and s.line]
+    base = METHOD_OF.get((head.loss, head.kind), 'own_loss')
+    possible = [
+        s
+        for s in suggestions
+        if s.verdict != WORSE
+        and s.line
+        # The rows of this plan have to tell what kind of head it is.
+        and (base in KIND_OF or _kind_of([s.method]) == head.kind)
+    ]
     best = max(possible, key=lambda s: s.gain.mean, default=None)
     method = best.method if best and best.gain.mean > 0 else FIRST[head.kind]
     metrics = zip(('overall', 'head', 'middle', 'tail'), METRICS[host].split())
     lines = [
         'name: own_data',
         f'seeds: {list(range(RUNS))}',
-        f'methods: [own_loss, {method}]',
-        'define:',
-        '  own_loss: {}  # the loss that the config has',
+        f'methods: [{base}, {method}]',
     ]
-    if method == 'post_hoc':
+    if base == 'own_loss':
+        lines += ['define:', '  own_loss: {}  # the loss that the config has']
+    elif method == 'post_hoc':
         lines += [
+            'define:',
             '  post_hoc:',
-            '    needs: {load_from: own_loss}',
+            f'    needs: {{load_from: {base}}}',
             '    test: true',
             '    hooks: [{type: lt_losses_mm.PostHocLogitAdjustmentHook}]',
         ]
@@ -421,7 +492,8 @@ def _plan(
         'tasks:',
         '  own_data:',
         f'    config: {json.dumps(config, ensure_ascii=False)}',
-        '    # those of this package, in percent; the config has to name them',
+        '    # those of this package, in percent, with per_class=True for the',
+        '    # counts of classes; the config has to name them',
         '    metrics: {'
         + ', '.join(f'{role}: {name}' for role, name in metrics)
         + '}',

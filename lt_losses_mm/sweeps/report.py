@@ -25,6 +25,8 @@ TEMPLATES = Path(__file__).with_name('templates')
 # table of classes has the baseline and the best method alone.
 MOST_CELLS = 60_000
 NONE = '\u2013'
+# In place of the parts of the code, in rows that are older than these.
+UNRECORDED = 'unrecorded'
 # Reasons as they fit into a table; the summary has them in full.
 SHORT = {
     'fewer than five runs': 'n < 5',
@@ -51,7 +53,7 @@ class Table:
         caption: Says what it shows.
         head: Titles of the columns; the first column names the row.
         rows: Cells or plain texts.
-        words: How many of the first columns hold words, not numbers.
+        words: Which columns, from 1, hold words, not numbers.
         folded: Whether it has to be opened first.
     """
 
@@ -59,7 +61,7 @@ class Table:
     caption: str
     head: list[str]
     rows: list[list[Cell | str]] = field(default_factory=list)
-    words: int = 1
+    words: Sequence[int] = (1,)
     folded: bool = False
 
 
@@ -140,6 +142,7 @@ def _page(results: Results, boards: list[Board]) -> str:
     baselines = {board.task.baseline for board in boards}
     style = pictures.styles(results.methods, baselines)
     over = _across(boards)
+    cost, costless = _cost(boards)
     return environment.get_template('report.html').render(
         css=css,
         script=script,
@@ -161,7 +164,8 @@ def _page(results: Results, boards: list[Board]) -> str:
             _pictures(board, style, i) for i, board in enumerate(boards)
         ],
         classes=_classes(boards),
-        cost=_cost(boards),
+        cost=cost,
+        costless=joined(costless),
         commands=_commands(results),
         versions=_sources(results),
         warnings=_warnings(results),
@@ -294,6 +298,10 @@ def _across(boards: list[Board]) -> comparison.Across:
         means('overall'),
         means('tail'),
         {b.task.name: b.task.baseline for b in boards},
+        {
+            b.task.name: {m: b.of(m, 'overall').n for m in b.task.methods}
+            for b in boards
+        },
     )
 
 
@@ -323,15 +331,19 @@ def _across_in_words(
             'and fewer than six cannot reach 5\u00a0% two-sided, however '
             'clear they are. Other seeds of a task are no further tasks.'
         )
-    elif not decided:
-        decided.append(
-            f'Undecided: no difference over {most} tasks reaches 5\u00a0% '
-            'after Holm\u2019s correction for '
-            f'{plural(len(counted), "method")}.'
-        )
+    else:
+        open_ = [
+            (s.method, s.claim.why)
+            for s in counted
+            if s.claim is not None and s.claim.verdict == UNDECIDED
+        ]
+        for why in dict.fromkeys(why for _, why in open_):
+            named = [m for m, reason in open_ if reason == why]
+            decided.append(f'Undecided, {why}: {joined(named)}.')
     if over.tasks:
+        size = 'the largest' if len(boards) <= comparison.SUBSETS else 'a'
         ranked.append(
-            f'Mean ranks are over {joined(over.tasks)}, the largest block of '
+            f'Mean ranks are over {joined(over.tasks)}, {size} block of '
             'tasks in which the same methods ran: '
             f'{joined(over.methods, 24)}.'
         )
@@ -362,7 +374,10 @@ def _claim_cell(claim: Claim | None) -> Cell:
     if claim is None:
         return Cell('baseline', 0.0, 'quiet')
     order = {comparison.BETTER: 2.0, UNDECIDED: 1.0, comparison.WORSE: -1.0}
-    why = SHORT.get(claim.why, claim.why)
+    why = next(
+        (short for long, short in SHORT.items() if claim.why.startswith(long)),
+        claim.why,
+    )
     if not math.isnan(claim.p):
         why = f'p\u00a0{_p(claim.p)}'
     text = f'{claim.verdict}, {why}'
@@ -377,23 +392,23 @@ def _across_tables(over: comparison.Across) -> list[Table]:
         'interval. p: Wilcoxon\u2019s signed ranks of the gains, Holm.',
         [
             'method',
+            'gain, %',
             'verdict',
             'mean rank',
-            'gain, %',
             'tail gain, points',
             'better in',
             'tasks',
         ],
-        words=2,
+        words=(1, 3),
     )
     for s in over.standings:
         base = s.claim is None
         table.rows.append(
             [
                 s.method,
+                NONE if base else estimate(s.gain),
                 _claim_cell(s.claim),
                 number(s.rank, 2),
-                NONE if base else estimate(s.gain),
                 NONE if base else estimate(s.tail),
                 NONE if base else Cell(f'{s.wins} of {s.tasks}', s.wins),
                 str(s.tasks),
@@ -442,21 +457,24 @@ def _leaderboard(board: Board, i: int) -> Table:
         'Holm, over all comparisons of the task with five runs a side.',
         [
             'method',
+            # Before the verdicts: a phone has room for one column more.
+            *roles[:1],
             'verdict overall',
             *(['verdict tail'] if 'tail' in roles else []),
             'n',
-            *roles,
+            *roles[1:],
             'Δ\u00a0overall (95\u00a0% interval)',
             *(['Δ\u00a0tail (95\u00a0% interval)'] if 'tail' in roles else []),
         ],
-        words=3 if 'tail' in roles else 2,
+        words=(1, 3, 4) if 'tail' in roles else (1, 3),
     )
     compared = [r for r in ('overall', 'tail') if r in roles]
     for method in board.order:
         base = method == task.baseline
         claims = [board.claims.get((method, r)) for r in compared]
         runs = max(len(task.values(method, r)) for r in ROLES)
-        cells: list[Cell | str] = [method]
+        means = [estimate(board.of(method, r), digits) for r in roles]
+        cells: list[Cell | str] = [method, *means[:1]]
         cells += [
             _claim_cell(c)
             if base or c is not None
@@ -464,7 +482,7 @@ def _leaderboard(board: Board, i: int) -> Table:
             for c in claims
         ]
         cells.append(str(runs))
-        cells += [estimate(board.of(method, r), digits) for r in roles]
+        cells += means[1:]
         for c in claims:
             if c is None:
                 cells.append(NONE)
@@ -603,8 +621,10 @@ def ratio_on_one_machine(task: Task, method: str, what: str) -> float:
 
     Returns:
         The mean over the machines (with as many threads) that have both; NaN
-        if none has.
+        if none has, or if one of the two trained and the other did not.
     """
+    if test_only(task, method) or test_only(task, task.baseline):
+        return math.nan
     done = task.trials[task.trials['status'] == 'done']
     means = done.groupby(['machine', 'threads', 'method'])[what].mean()
     table = means.unstack('method')
@@ -614,20 +634,42 @@ def ratio_on_one_machine(task: Task, method: str, what: str) -> float:
     return float((table[method] / base.where(base > 0)).mean())
 
 
-def _cost(boards: list[Board]) -> list[Table]:
-    tables = []
+def test_only(task: Task, method: str) -> bool:
+    """Whether a method trains nothing, where others have a training loss.
+
+    What it tests was trained by a trial before, whose time is not in its own.
+    """
+    trained = set(task.rows.loc[task.rows['role'] == 'loss', 'method'])
+    return bool(trained) and method not in trained
+
+
+def _cost(boards: list[Board]) -> tuple[list[Table], list[str]]:
+    """A table a task, and the tasks whose rows have nothing for one."""
+    tables, without = [], []
     for i, board in enumerate(boards):
         task = board.task
         done = task.trials[task.trials['status'] == 'done']
         means = done.groupby('method')[
             ['seconds', 'memory_mb', 'disk_mb']
         ].mean()
+        # A ledger may be edited: two methods may share the digest of a trial.
+        means = means.reindex(board.order)
+        if means.isna().all(axis=None):
+            without.append(task.name)
+            continue
+
+        def multiple(method: str, what: str, task: Task = task) -> Cell | str:
+            if test_only(task, method):
+                return Cell('test only', math.nan)
+            return number(ratio_on_one_machine(task, method, what), 2)
+
         tables.append(
             Table(
                 f'cost{i}',
                 f'{task.name}: means over the runs of a method. Multiples are '
                 f'of {task.baseline}, on the same machine with as many '
-                'threads; a dash where there is none.',
+                'threads; a dash where there is none. Test only: the trial '
+                'that trained the model is not in the numbers.',
                 [
                     'method',
                     'seconds',
@@ -640,16 +682,16 @@ def _cost(boards: list[Board]) -> list[Table]:
                     [
                         m,
                         number(float(means.loc[m, 'seconds']), 0),
-                        number(ratio_on_one_machine(task, m, 'seconds'), 2),
+                        multiple(m, 'seconds'),
                         number(float(means.loc[m, 'memory_mb']), 0),
-                        number(ratio_on_one_machine(task, m, 'memory_mb'), 2),
+                        multiple(m, 'memory_mb'),
                         number(float(means.loc[m, 'disk_mb']), 0),
                     ]
                     for m in board.order
                 ],
             )
         )
-    return tables
+    return tables, without
 
 
 def _commands(results: Results) -> Table:
@@ -657,7 +699,7 @@ def _commands(results: Results) -> Table:
         'commands',
         'Each trial, and the command that runs it again.',
         ['trial', 'task', 'method', 'status', 'command', 'seed', 'commit'],
-        words=5,
+        words=(1, 2, 3, 4, 5),
     )
     for task in results.tasks:
         for row in task.trials.itertuples():
@@ -685,7 +727,8 @@ def _sources(results: Results) -> list[tuple[str, list[str]]]:
         found.append(
             (
                 title,
-                [f'{v} ({plural(n, "trial")})' for v, n in values.items()],
+                [f'{v} ({plural(n, "trial")})' for v, n in values.items()]
+                or ['not recorded'],
             )
         )
     return found
@@ -713,23 +756,26 @@ def _warnings(results: Results) -> list[str]:
                 f'{task.name}: one seed, so no interval: '
                 f'{joined(runs.index[runs == 1], 40)}.'
             )
-        lost = [
-            m
-            for m in task.methods
-            if len(task.values(m)) < runs[m] and task.metric()
-        ]
-        if lost:
-            found.append(
-                f'{task.name}: runs without a finite value overall are not '
-                f'in the means: {joined(lost, 40)}.'
-            )
+        for role in filter(task.metric, ROLES):
+            lost = {m: runs[m] - len(task.values(m, role)) for m in runs.index}
+            told = [f'{m} ({n} of {runs[m]})' for m, n in lost.items() if n]
+            if told:
+                found.append(
+                    f'{task.name}: runs without a value of {role}, because '
+                    'it was not finite or the test has no object of such a '
+                    f'class, are not in its means: {joined(told, 40)}.'
+                )
         found += _mixed_steps(task.name, done)
         changed = done[done['changed'] != '']
         for parts, rows in changed.groupby('changed', sort=False):
-            found.append(
-                f'{task.name}: the code has changed since '
+            which = (
                 f'{plural(len(rows), "trial")} of '
-                f'{joined(dict.fromkeys(rows["method"]), 40)}, in '
+                f'{joined(dict.fromkeys(rows["method"]), 40)}'
+            )
+            found.append(
+                f'{task.name}: the code of {which} was not recorded.'
+                if parts == UNRECORDED
+                else f'{task.name}: the code has changed since {which}, in '
                 f'{joined(parts.split(), 20)}.'
             )
         for column, what in (

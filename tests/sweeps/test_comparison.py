@@ -163,7 +163,8 @@ def table(values: np.ndarray) -> dict[str, dict[str, float]]:
 
 def over(values: np.ndarray) -> object:
     tasks = table(values)
-    return across(tasks, tasks, dict.fromkeys(tasks, 'm0'))
+    runs = {t: dict.fromkeys(v, 5) for t, v in tasks.items()}
+    return across(tasks, tasks, dict.fromkeys(tasks, 'm0'), runs)
 
 
 def test_five_tasks_decide_nothing() -> None:
@@ -182,6 +183,18 @@ def test_six_tasks_that_agree_decide() -> None:
     # All six signed ranks are positive: p = 2 / 2 ** 6.
     assert claim.p == pytest.approx(2 / 2**6)
     assert claim.verdict == BETTER
+
+
+def test_six_tasks_of_one_seed_decide_nothing() -> None:
+    tasks = table(np.array([[50.0, 60 + i] for i in range(6)]))
+    for method in ('m0', 'm1'):
+        runs = {t: {'m0': 5, 'm1': 5} for t in tasks}
+        runs['t0'][method] = 1
+        found = across(tasks, tasks, dict.fromkeys(tasks, 'm0'), runs)
+        claim = {s.method: s.claim for s in found.standings}['m1']
+        assert claim.verdict == UNDECIDED
+        assert claim.why == 'fewer than five runs in t0'
+        assert math.isnan(claim.p)
 
 
 def test_six_tasks_are_too_few_for_two_methods() -> None:
@@ -223,7 +236,8 @@ def test_friedman_and_pairs_are_those_of_scipy() -> None:
 
 def test_each_task_has_its_own_baseline() -> None:
     tasks = {'cls': {'ce': 50, 'a': 60}, 'dense': {'focal': 40, 'a': 44}}
-    found = across(tasks, {}, {'cls': 'ce', 'dense': 'focal'})
+    runs = {t: dict.fromkeys(v, 5) for t, v in tasks.items()}
+    found = across(tasks, {}, {'cls': 'ce', 'dense': 'focal'}, runs)
     standing = {s.method: s for s in found.standings}
     assert set(standing) == {BASELINES, 'a'}
     assert standing['a'].gain.mean == pytest.approx((20 + 10) / 2)
@@ -236,11 +250,12 @@ def test_tasks_without_a_baseline_or_with_zero_do_not_count() -> None:
         'b': {'x': 90.0},
         'c': {'ce': 0.0, 'x': 10.0},
     }
-    found = across(tasks, tasks, dict.fromkeys(tasks, 'ce'))
+    runs = {t: dict.fromkeys(v, 5) for t, v in tasks.items()}
+    found = across(tasks, tasks, dict.fromkeys(tasks, 'ce'), runs)
     standing = {s.method: s for s in found.standings}
     assert standing['x'].tasks == 1
     assert standing['x'].gain.mean == pytest.approx(10)
-    assert across({'b': {'x': 1.0}}, {}, {'b': 'ce'}).standings == []
+    assert across({'b': {'x': 1.0}}, {}, {'b': 'ce'}, {}).standings == []
 
 
 def test_block_without_gaps() -> None:
@@ -252,6 +267,28 @@ def test_block_without_gaps() -> None:
     # 3 x 2 and 2 x 3 are as large; the one with more tasks counts.
     assert block(present) == (['a', 'b', 'c'], ['ce', 'x'])
     assert block(present.iloc[:1]) == ([], [])
+
+
+def test_block_is_the_largest() -> None:
+    rows = {t: dict.fromkeys('pab', True) for t in 'ABC'}
+    rows |= {t: dict.fromkeys('pcde', True) for t in 'DEF'}
+    present = pd.DataFrame(rows).T.notna()
+    assert block(present) == (list('DEF'), list('pcde'))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        present = pd.DataFrame(rng.random((5, 6)) < 0.6, columns=[*'abcdef'])
+        largest = max(
+            len(tasks) * len(methods)
+            for m in range(64)
+            if len(
+                methods := [c for i, c in enumerate('abcdef') if m >> i & 1]
+            )
+            >= 2
+            if len(tasks := present.index[present[methods].all(axis=1)]) >= 2
+        )
+        tasks, methods = block(present)
+        assert present.loc[tasks, methods].all(axis=None)
+        assert len(tasks) * len(methods) == largest
 
 
 def test_a_wrong_claim_across_tasks_is_rare(monkeypatch) -> None:

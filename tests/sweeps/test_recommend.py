@@ -26,6 +26,7 @@ CE = [80.0, 80.5, 79.5, 80.2, 79.8]
 class Head(NamedTuple):
     type: str = 'LinearClsHead'
     kind: str = 'softmax'
+    loss: str = 'CrossEntropyLoss'
 
 
 def tail_of(classes: int, factor: float) -> ClassCounts:
@@ -109,8 +110,7 @@ def test_four_runs_ask_for_a_plan() -> None:
     assert plan == dict(
         name='own_data',
         seeds=[0, 1, 2, 3, 4],
-        methods=['own_loss', 'balanced_softmax'],
-        define={'own_loss': {}},
+        methods=['cross_entropy', 'balanced_softmax'],
         tasks=dict(
             own_data=dict(
                 config='my "own" config.py',
@@ -153,7 +153,7 @@ def test_what_is_not_comparable_is_not_used(
     assert why in str(found)
     # What the documentation would try first.
     assert yaml.safe_load(found.plan)['methods'] == [
-        'own_loss',
+        'cross_entropy',
         'balanced_softmax',
     ]
 
@@ -185,10 +185,13 @@ def test_worse_in_one_task_is_not_recommended() -> None:
     found = advice(rows)
     assert not found.enough
     methods = yaml.safe_load(found.plan)['methods']
-    assert methods == ['own_loss', 'softmax_equalization']
+    assert methods == ['cross_entropy', 'softmax_equalization']
 
 
 def test_changed_code_is_said() -> None:
+    found = advice(ledger(FIVE, OWN, code='unrecorded='))
+    assert 'The code of rows of classification was not rec' in str(found)
+    assert 'has changed since' not in str(found)
     found = advice(ledger(FIVE, OWN, code='losses=0'))
     assert 'The code of losses has changed since' in str(found)
 
@@ -214,10 +217,66 @@ def test_post_hoc_needs_a_checkpoint() -> None:
     rows = ledger({'cross_entropy': CE[:3], 'post_hoc': [90, 91, 92]}, OWN)
     plan = yaml.safe_load(advice(rows).plan)
     assert plan['define']['post_hoc'] == dict(
-        needs=dict(load_from='own_loss'),
+        needs=dict(load_from='cross_entropy'),
         test=True,
         hooks=[dict(type='lt_losses_mm.PostHocLogitAdjustmentHook')],
     )
+
+
+@pytest.mark.parametrize(
+    ('host', 'metric', 'head'),
+    [
+        ('mmpretrain', 'accuracy/all', Head()),
+        ('mmpretrain', 'accuracy/all', Head(loss='LabelSmoothLoss')),
+        ('mmdet', 'ap/all', Head('ATSSHead', 'focal', 'FocalLoss')),
+        ('mmdet', 'ap/all', Head('X', 'focal', 'OtherFocalLoss')),
+        ('mmdet', 'ap/all', Head('GFLHead', 'quality', 'QualityFocalLoss')),
+        ('mmdet', 'ap/all', Head('VFNetHead', 'quality', 'VarifocalLoss')),
+        ('mmseg', 'iou/mIoU', Head('FCNHead', 'sigmoid')),
+    ],
+)
+def test_rows_of_the_printed_plan_are_used(
+    host: str, metric: str, head: Head
+) -> None:
+    # A head whose best rows are of a loss that several kinds take.
+    rows = ledger({'cross_entropy': CE[:3], 'post_hoc': [90, 91, 92]}, OWN)
+    found = advice(rows, host=host, head=head)
+    plan = yaml.safe_load(found.plan)
+    base, method = plan['methods']
+    assert (base == 'own_loss') == ('own_loss' in plan.get('define', {}))
+    values = {base: CE, method: [v + 5 for v in CE]}
+    rows = ledger(values, OWN, baseline=base)
+    for one in rows:
+        if one['role'] == 'overall':
+            one['metric'] = metric
+    found = advice(rows, host=host, head=head)
+    assert [s.method for s in found.suggestions] == [method], str(found)
+    assert found.enough
+
+
+def test_a_baseline_of_any_name_is_known_by_the_losses_beside_it() -> None:
+    def why(*methods: str) -> str:
+        rows = ledger(
+            {'mine': CE, **dict.fromkeys(methods, CE)}, OWN, baseline='mine'
+        )
+        return str(advice(rows))
+
+    assert 'an unknown kind of head' in why('other')
+    assert 'an unknown kind of head' in why('equalized_focal', 'equalization')
+    assert 'of mmpretrain and focal' in why('equalized_focal')
+    assert 'digits-lt): comparable' in why('balanced_softmax[tau=2]', 'other')
+    assert 'digits-lt): comparable' in why('equalization', 'vs')
+
+
+def test_a_test_is_no_short_training() -> None:
+    values = {'cross_entropy': CE, 'post_hoc': [v + 5 for v in CE]}
+    rows = ledger(values, OWN)
+    for one in rows:
+        one['seconds'] = '1' if one['method'] == 'post_hoc' else '50'
+    rows.append(row(role='loss', metric='loss', value=1, last=0, seconds=50))
+    (found,) = advice(rows).suggestions
+    assert found.tested
+    assert 'time of training: none of its own, test only' in str(found)
 
 
 def test_every_loss_has_a_line() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 import subprocess
 import sys
@@ -21,7 +22,8 @@ pytest.importorskip('jinja2')
 
 from synthetic import HOSTILE, four_tasks, hostile, row, runs
 
-from lt_losses_mm.sweeps import origin, report
+from lt_losses_mm.sweeps import origin, pictures, report
+from lt_losses_mm.sweeps.comparison import Estimate
 from lt_losses_mm.sweeps.report import ratio_on_one_machine, write_report
 from lt_losses_mm.sweeps.results import read
 
@@ -94,10 +96,10 @@ def test_sections_are_in_order(pages) -> None:
 def test_size_and_pictures(pages) -> None:
     for text in pages.values():
         assert len(text.encode()) < 2_000_000
-        pictures = re.findall(r'<svg.*?</svg>', text, re.DOTALL)
-        assert len(pictures) > 10
-        assert max(map(len, pictures)) < 60_000
-        for picture in pictures:
+        drawn = re.findall(r'<svg.*?</svg>', text, re.DOTALL)
+        assert len(drawn) > 10
+        assert max(map(len, drawn)) < 60_000
+        for picture in drawn:
             root = ElementTree.fromstring(picture)
             if 'aria-hidden' in root.attrib:
                 continue
@@ -107,6 +109,42 @@ def test_size_and_pictures(pages) -> None:
             assert len(root[1].text) > 40
             assert root.find('.//text') is not None
             assert 'currentColor' in picture
+
+
+def test_axes_hold_the_intervals() -> None:
+    def limits(*found: tuple[float, float], zero: bool = False):
+        return pictures._limits(
+            [Estimate(m, m - half, m + half, 3) for m, half in found], zero
+        )
+
+    # Means that are alike do not fill the axis: 24.8 and 25.1.
+    low, high = limits((24.8, 6.1), (25.1, 5.5))
+    assert 17 < low < 18.7
+    assert 30.9 < high < 32
+    low, high = limits((-0.4, 4.0), zero=True)
+    assert low < -4.4
+    assert high > 3.6
+    # One long interval is cut, short ones are not.
+    low, high = limits((0, 1), (10, 1), (5, 500))
+    assert -12 < low < -1
+    assert 11 < high < 22
+    assert limits((5, math.nan))[0] < 5 < limits((5, math.nan))[1]
+    low, high = limits()
+    assert low < 0 < high
+
+
+def test_cut_intervals_have_arrows() -> None:
+    drawn = {}
+    for half in (1.0, 500.0):
+        values = [Estimate(m, m - 1, m + 1, 3) for m in (0.0, 10.0)]
+        values.append(Estimate(5.0, 5 - half, 5 + half, 3))
+        points = {str(i): (v, v) for i, v in enumerate(values)}
+        style = pictures.styles([*points], {'0'})
+        drawn[half] = pictures.trade_off('t', 'task', points, style)
+    # What is filled with its colour: a mark, and one for each end of a line.
+    filled = [len(re.findall(r'<use[^>]*\bf1\b', d)) for d in drawn.values()]
+    assert filled == [1, 5]
+    assert 'end in an arrow' in drawn[1.0]
 
 
 def test_nothing_is_loaded_and_no_style_is_inline(pages) -> None:
@@ -152,20 +190,20 @@ def test_tables_are_of_the_ledger(tmp_path) -> None:
     found = Text(page(rows, tmp_path)).tables['board0']
     assert found[0][:5] == [
         'method',
+        'overall',
         'verdict overall',
         'n',
-        'overall',
         'Δ\xa0overall (95\xa0% interval)',
     ]
     # 92 +- 4.303 * 2.6458 / sqrt 3 and 81 +- 12.706 * 1.4142 / sqrt 2.
-    assert found[1][:4] == ['bs', 'undecided, n < 5', '3', '92.0 ± 6.6']
+    assert found[1][:4] == ['bs', '92.0 ± 6.6', 'undecided, n < 5', '3']
     assert found[1][4].startswith('+11.0 (+')
-    assert found[2][:4] == ['cross_entropy', 'baseline', '2', '81.0 ± 12.7']
+    assert found[2][:4] == ['cross_entropy', '81.0 ± 12.7', 'baseline', '2']
 
 
 def test_shares_have_three_digits(tmp_path) -> None:
     rows = runs({'cross_entropy': [0.1234], 'bs': [0.5]})
-    assert Text(page(rows, tmp_path)).tables['board0'][2][3] == '0.123'
+    assert Text(page(rows, tmp_path)).tables['board0'][2][1] == '0.123'
 
 
 def test_undecided_is_said(pages) -> None:
@@ -180,20 +218,36 @@ def test_undecided_is_said(pages) -> None:
     )
 
 
-def test_six_tasks_are_tested(tmp_path) -> None:
-    rows = [
+def tasks_of_eight(n: int) -> list[dict[str, str]]:
+    return [
         one
         for i in range(8)
         for one in runs(
-            {'cross_entropy': [50 + i], 'bs': [55 + 2 * i], 'vs': [51 + i]},
+            {
+                'cross_entropy': n * [50 + i],
+                'bs': n * [55 + 2 * i],
+                'vs': n * [51 + i],
+            },
             task=f'task {i}',
         )
     ]
-    found = Text(page(rows, tmp_path))
+
+
+def test_six_tasks_of_one_seed_are_undecided(tmp_path) -> None:
+    found = Text(page(tasks_of_eight(1), tmp_path))
+    assert (
+        'Undecided, fewer than five runs in task 0, task 1, task 2 and 5 '
+        'more: bs and vs.'
+    ) in found.text
+    assert found.tables['across'][1][2] == 'undecided, n < 5'
+
+
+def test_six_tasks_are_tested(tmp_path) -> None:
+    found = Text(page(tasks_of_eight(5), tmp_path))
     assert 'Better over the tasks: bs (+' in found.text
     assert '(Friedman)' in found.text
     # 2 / 2 ** 8, times two comparisons.
-    assert found.tables['across'][1][1] == 'better, p\xa00.016'
+    assert found.tables['across'][1][2] == 'better, p\xa00.016'
     assert found.tables['pairs'][0] == ['method', 'cross_entropy', 'bs', 'vs']
 
 
@@ -203,6 +257,7 @@ def test_warnings(tmp_path) -> None:
         *runs({'bs': [3]}, code='hooks=0123456789ab', step=10),
         row(method='vs', value=1, machine='gpu', versions='torch=2.0'),
         row(method='vs', seed=1, value=2, code='losses=0', threads=''),
+        row(method='vs', seed=2, value=2, code='unrecorded='),
         row(method='eql', status='failed', note='<b>NaN</b>', metric=''),
         row(method='eql', seed=1, value='nan'),
         row(trial='again', value=1, code='hooks=0'),
@@ -212,7 +267,8 @@ def test_warnings(tmp_path) -> None:
         '1 trial of the ledger left out',
         'eql, seed 0 failed: <b>NaN</b>',
         'one seed, so no interval: bs and eql.',
-        'runs without a finite value overall are not in the means: eql.',
+        'such a class, are not in its means: eql (1 of 1).',
+        'the code of 1 trial of vs was not recorded.',
         'step 10 for bs; step 20 for cross_entropy',
         'the code has changed since 1 trial of bs, in hooks.',
         '2 machines are mixed: cpu, 2 cores; gpu.',
@@ -221,6 +277,50 @@ def test_warnings(tmp_path) -> None:
         'python=3.11.7 torch=2.14.1; torch=2.0',
     ):
         assert part in text, part
+
+
+def test_a_role_may_be_missing_in_some_trials(tmp_path) -> None:
+    rows = runs({'cross_entropy': [60, 61, 62], 'bs': [63, 64, 65]})
+    for method, tails in (('cross_entropy', ['', 7]), ('bs', ['', '', ''])):
+        rows += [
+            row(method=method, seed=s, role='tail', metric='t', value=v)
+            for s, v in enumerate(tails)
+        ]
+    found = Text(page(rows, tmp_path))
+    assert (
+        'runs without a value of tail, because it was not finite or the test '
+        'has no object of such a class, are not in its means: cross_entropy '
+        '(2 of 3) and bs (3 of 3).'
+    ) in found.text
+    bs, base = found.tables['board0'][1:]
+    assert bs[1:6] == [
+        '64.0 ± 2.5',
+        'undecided, n < 5',
+        'undecided, no value',
+        '3',
+        '\u2013',
+    ]
+    assert base[5] == '7.0'
+
+
+def test_empty_sections_have_one_line(tmp_path) -> None:
+    bare = dict(seconds='', memory_mb='', disk_mb='', machine='')
+    text = page(runs({'cross_entropy': [1, 2]}, **bare), tmp_path)
+    assert 'class="legend"' not in text
+    assert 'id="cost0"' not in text
+    found = ' '.join(Text(text).text.split())
+    assert 'Losses of different methods' not in found
+    assert 'Gradients of the positives' not in found
+    assert 'has no time, memory or disk of classification.' in found
+    assert 'Machine not recorded' in found
+
+
+def test_a_test_has_no_multiple(tmp_path) -> None:
+    rows = runs({'cross_entropy': [1], 'post_hoc': [2]})
+    rows.append(row(role='loss', metric='loss', value=1, last=0))
+    cost = Text(page(rows, tmp_path)).tables['cost0']
+    assert [r[2] for r in cost] == ['time, multiple', 'test only', '1.00']
+    assert [r[4] for r in cost] == ['memory, multiple', 'test only', '1.00']
 
 
 def test_no_warnings(tmp_path) -> None:
@@ -237,6 +337,10 @@ def test_no_warnings(tmp_path) -> None:
         (runs({'cross_entropy': [0], 'bs': [0]}), 'Undecided'),
         (runs({'cross_entropy': ['nan'], 'bs': [1]}), 'no value to compare'),
         (runs({'a': [1], 'b': [2]}, baseline=''), 'the baseline (none) has'),
+        (
+            [row(value=1, trial='a'), row(method='b', value=2, trial='a')],
+            'Undecided overall, fewer than five runs: b.',
+        ),
     ],
 )
 def test_poor_ledgers(rows, words, tmp_path) -> None:
