@@ -19,7 +19,7 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterable
 
 from mmengine.config import DictAction
 
@@ -134,6 +134,13 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar='N',
         help='trainings at a time (default: one a GPU, one without GPUs)',
+    )
+    add(
+        '--gpus',
+        type=int,
+        metavar='N',
+        help='of a training for which the plan says nothing (default: one '
+        'if this machine has any; none on Slurm and Ray)',
     )
     add('--retries', type=int, default=1, metavar='N', help='default: 1')
     add(
@@ -256,8 +263,12 @@ def run(args: argparse.Namespace) -> int:
     plan, trials, left_out = read(args)
     if args.dry_run:
         if args.time_steps:
-            time_tasks(trials, args.ledger, executor(args), args.time_steps)
+            where = executor(args)
+            assign_gpus(plan, trials, where, print)
+            time_tasks(trials, args.ledger, where, args.time_steps)
         dry_run(plan, trials, left_out, args.ledger)
+        if args.executor == 'local':  # Others may get more GPUs later.
+            assign_gpus(plan, trials, executor(args), print)
         return 0
     check_disk(trials, args.ledger)
     return execute(
@@ -315,6 +326,8 @@ def execute(
             sweep = make(lines.say)
             where = executor(args)
             lines.say(where.describe())
+            tasks = sweep.studies if isinstance(sweep, Search) else ()
+            assign_gpus(sweep.plan, sweep.trials, where, lines.say, tasks)
             outcome = sweep.run(where, lines.show)
     if outcome.done:
         page = args.folder / 'report.html'
@@ -334,15 +347,51 @@ def execute(
 
 
 def executor(args: argparse.Namespace) -> Executor:
+    if args.gpus is not None and args.gpus < 0:
+        raise ValueError(f'--gpus {args.gpus}: expected 0 or more')
     if args.executor == 'slurm':
         return SlurmExecutor(
             args.folder,
             args.jobs,
             dict(parse(option) for option in args.slurm),
+            args.gpus or 0,
         )
     if args.executor == 'ray':
-        return RayExecutor(args.address, args.jobs, args.cpus)
-    return LocalExecutor(args.jobs)
+        return RayExecutor(args.address, args.jobs, args.cpus, args.gpus or 0)
+    return LocalExecutor(args.jobs, args.gpus)
+
+
+def assign_gpus(
+    plan: Plan,
+    trials: list[Trial],
+    where: Executor,
+    say: Callable[[str], None],
+    tasks: Iterable[str] = (),
+) -> None:
+    """Settle how many GPUs the trainings have where they run.
+
+    Args:
+        plan: Gets the number for trials that are made later.
+        trials: Made already.
+        where: They will run.
+        say: Takes a line for a person.
+        tasks: Of trials that are made later.
+    """
+    wanting = []
+    for task in dict.fromkeys([*(t.task for t in trials), *tasks]):
+        said = plan.tasks[task].get('gpus')
+        try:
+            given = where.gpus_of(said)
+        except ValueError as error:
+            place = plan.where('tasks', task, 'gpus')
+            raise ValueError(f'{place}: {task}: {error}') from error
+        if said and not given:
+            wanting.append(task)
+        plan.tasks[task] = {**plan.tasks[task], 'gpus': given}
+    for trial in trials:
+        trial.gpus = plan.tasks[trial.task]['gpus']
+    if wanting:
+        say(f'{", ".join(wanting)}: on the CPU, because there is no GPU')
 
 
 def parse(option: str) -> tuple[str, object]:

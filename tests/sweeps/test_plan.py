@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -509,18 +507,10 @@ def test_a_mistake_of_a_search(folder, name):
     assert has in said
 
 
-def test_a_search_that_the_plan_has_not(folder, monkeypatch):
+def test_a_search_that_the_plan_has_not(folder, sweep_tool):
     (folder / 'plan.yaml').write_text(PLAN)
-    spec = importlib.util.spec_from_file_location(
-        'sweep_tool', ROOT / 'tools' / 'sweep.py'
-    )
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(
-        sys, 'argv', ['sweep', 'search', str(folder / 'plan.yaml')]
-    )
     with pytest.raises(SystemExit, match='search=None, expected method, par'):
-        tool.main()
+        sweep_tool('search', folder / 'plan.yaml')
 
 
 @pytest.mark.slow
