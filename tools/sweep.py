@@ -236,7 +236,9 @@ def chosen(
     """The trials that ``--only`` names, and those that they need."""
     wanted = []
     for name in only:
-        found = [t for t in trials if f'{t}/'.startswith(f'{name}/')]
+        # With all points of a grid.
+        starts = (f'{name}/', f'{name}[')
+        found = [t for t in trials if f'{t}/'.startswith(starts)]
         if not found:
             found = points_named(plan, folder, name)
             known = {str(trial) for trial in trials}

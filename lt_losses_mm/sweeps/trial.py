@@ -21,7 +21,7 @@ from ..cache import in_one_step
 from ..integration import configs_folder
 from ..recipes import VARIABLE, fits, loss_configs, read_config
 from . import origin, worker
-from .plan import Method, Plan, PlanError
+from .plan import Method, Plan, PlanError, base_of
 
 # `train.py` and `test.py` of a clone or of a wheel.
 TOOLS = configs_folder().parent / 'tools'
@@ -271,7 +271,7 @@ class Builder:
         keys: tuple[str, ...] = ('tasks', task, 'config')
         name = plan.tasks[task]['config']
         if 'config' in override:
-            keys = ('tasks', task, 'overrides', method, 'config')
+            keys = plan.overridden_in(task, method, 'config')
             name = override['config']
         path = self._path(name, keys)
         try:
@@ -285,7 +285,7 @@ class Builder:
                 cfg = plain
             elif not fits(plain, how.loss):
                 if by_name:
-                    base = method.partition('[')[0]
+                    base = base_of(method)
                     asked = plan.tasks[task].get('methods', [])
                     plan.refuse(
                         ('tasks', task, 'methods', asked.index(base))
@@ -356,12 +356,11 @@ class Builder:
 
     def _place_of(self, task: str, method: str, key: str) -> tuple[str, ...]:
         """Where the plan has an option, see ``Plan.options_of``."""
-        how, name = self.plan.methods[method], method.partition('[')[0]
+        how, name = self.plan.methods[method], base_of(method)
         if key in how.searched:
             return ('search', 'parameters', key)
-        if key in self.plan.override(task, method).get('options', {}):
-            own = name if how.searched else method
-            return ('tasks', task, 'overrides', own, 'options', key)
+        if key in self.plan.override(task, method)['options']:
+            return self.plan.overridden_in(task, method, 'options', key)
         if key in how.options:
             return ('define', name, self.plan.kind_of(name, key), key)
         return ('tasks', task, 'options', key)
@@ -388,7 +387,7 @@ class Builder:
                         )
                 except (ValueError, TypeError) as error:
                     self._blame_option(error, loss, task, method)
-                    name = method.partition('[')[0]
+                    name = base_of(method)
                     place = self.plan.where('define', name)
                     if not self.plan.has('define', name):
                         place = self.plan.where(*keys)

@@ -327,6 +327,26 @@ MISTAKES = {
         '3: methods=[',
         'expected a method that a task takes and no rule excludes',
     ),
+    'one of a grid as baseline': (
+        'plain: {}',
+        'plain: {grid: {lr: [1, 2]}}',
+        "8: tasks.first.baseline='plain', expected one of plain[lr=1], ",
+        "Fix: write one of its points, e.g. 'plain[lr=1]'.",
+    ),
+    'override of what a grid sets': (
+        '    baseline: plain\ndefine:\n  plain: {}\n',
+        '    overrides: {plain: {options: {lr: 3}}}\ndefine:\n'
+        '  plain: {grid: {lr: [1, 2]}}\n',
+        '8: tasks.first.overrides.plain.options.lr=3, expected a key that '
+        'the grid of plain has not',
+        'Fix: take it out here or there.',
+    ),
+    'excluded point, but not there': (
+        'define:',
+        "exclude: [{method: 'higher[lr=0.3]'}]\ndefine:",
+        "9: exclude.0.method='higher[lr=0.3]', expected one of",
+        '',
+    ),
     'hook without a type': (
         'plain: {}',
         'plain: {hooks: [{tau: 1}]}',
@@ -583,6 +603,59 @@ class TestWhatIsMade:
             'higher[lr=2,depth=b]': (2, 'b'),
         }
         assert len({trial.key for trial in trials}) == len(trials)
+
+    def test_points_are_named_as_others_are(self, folder):
+        plan, trials = built(
+            folder,
+            PLAN.replace('baseline: plain', 'baseline: higher[lr=1]')
+            .replace(
+                'define:',
+                '    overrides:\n'
+                '      higher: {options: {decay: 1, model.a: 1}}\n'
+                '      higher[lr=2]: {options: {decay: 2}}\n'
+                "exclude: [{method: 'higher[lr=2]', seed: 1}]\ndefine:",
+            )
+            .replace('options: {lr: 0.2}', 'grid: {lr: [1, 2, 3]}')
+            .replace('load_from: plain', "load_from: 'higher[lr=3]'")
+            .replace('[plain, higher,', "[plain, 'higher[lr=1]', higher,"),
+        )
+        assert plan.baseline_of('first') == 'higher[lr=1]'
+        by_name = {str(trial): trial for trial in trials}
+        assert list(by_name) == [
+            f'first/{method}/{seed}'
+            for seed in (0, 1)
+            for method in (
+                'plain',
+                'higher[lr=1]',
+                *(['higher[lr=2]'] if seed == 0 else []),
+                'higher[lr=3]',
+                'later',
+            )
+        ]
+        assert [
+            (trial.cfg.lr, trial.cfg.decay, trial.cfg.model.a)
+            for trial in trials[1:4]
+        ] == [(1, 1, 1), (2, 2, 1), (3, 1, 1)]
+        (needed,) = by_name['first/later/0'].needed
+        assert str(needed) == 'first/higher[lr=3]/0'
+
+    def test_a_grid_is_excluded_by_its_name(self, folder):
+        _, trials = built(
+            folder,
+            PLAN.replace('options: {lr: 0.2}', 'grid: {lr: [1, 2]}')
+            + 'exclude: [{method: higher}]\n',
+        )
+        assert {trial.method for trial in trials} == {'plain', 'later'}
+
+    def test_only_a_grid(self, folder, tool):
+        plan, trials = built(
+            folder, PLAN.replace('options: {lr: 0.2}', 'grid: {lr: [1, 2]}')
+        )
+        found = tool.chosen(plan, trials, ['first/higher'], folder)
+        assert {trial.method for trial in found} == {
+            'higher[lr=1]',
+            'higher[lr=2]',
+        }
 
     def test_seeds_of_a_task(self, folder):
         _, trials = built(
