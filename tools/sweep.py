@@ -272,6 +272,8 @@ def run(args: argparse.Namespace) -> int:
         if args.executor == 'local':  # Others may get more GPUs later.
             assign_gpus(plan, trials, executor(args), print)
         return 0
+    for sentence in left_out:
+        print(sentence)
     check_disk(trials, args.ledger)
     return execute(
         args,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping, NoReturn
 
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, validators
 
 from ..messages import describe
 
@@ -264,6 +264,15 @@ SCHEMA = {
 }
 
 
+# For JSON 1.0 is a whole number; a seed in the name of a folder is none then.
+_Validator = validators.extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
+        'integer', lambda _, value: type(value) is int
+    ),
+)
+
+
 class PlanError(ValueError):
     """A plan says something that cannot be done; told before any training."""
 
@@ -336,7 +345,7 @@ class Plan:
         problem = next(
             iter(
                 sorted(
-                    Draft202012Validator(SCHEMA).iter_errors(content),
+                    _Validator(SCHEMA).iter_errors(content),
                     key=lambda error: (len(error.path), str(error.path)),
                 )
             ),
@@ -423,6 +432,11 @@ class Plan:
             expected = 'at least one entry'
         else:
             expected = schema.get('description') or problem.message
+        found = problem.instance
+        for index, value in enumerate(found if type(found) is list else ()):
+            if value in found[:index]:
+                expected += f'; {value!r} is there twice'
+                break
         self.refuse(keys or ('plan',), problem.instance, expected)
 
     def _methods(self) -> dict[str, Method]:

@@ -135,6 +135,32 @@ MISTAKES = {
         '2: seeds=[1, 1], expected a list of different whole numbers',
         '',
     ),
+    'seed with a point': (
+        'seeds: [0, 1]',
+        'seeds: [1.0]',
+        '2: seeds.0=1.0, expected a whole number, 0 or more',
+        '',
+    ),
+    'a method twice in a long list': (
+        'methods: [plain, higher, later]',
+        'methods: [a, b, c, d, e, f, g, plain, higher, plain]',
+        '3: methods=[',
+        'that "define" has, or all; \'plain\' is there twice',
+    ),
+    'option below a number': (
+        'lr: 0.2',
+        'lr.x: 0.2',
+        '11: define.higher.options.lr.x=0.2, expected a key of the config, '
+        "which has no 'x' in lr.x",
+        '',
+    ),
+    'loss of a config without a model': (
+        'lr: 0.2',
+        'loss.tau: 0.2',
+        '11: define.higher.options.loss.tau=0.2, expected a config whose '
+        'model has a head with a loss, but: ',
+        '',
+    ),
     'wrong type of a flag': (
         'test: true',
         'test: 1',
@@ -394,6 +420,11 @@ def test_no_file(folder):
 
 
 LOSS_MISTAKES = {
+    'parameter that the loss of the host has not': (
+        '    options: {loss.tau: 2}\n',
+        '8: tasks.first.options.loss.tau=2, expected a parameter of '
+        'CrossEntropyLoss, the loss of cross_entropy, which are use_sigmoid, ',
+    ),
     'counts of other classes': (
         '    options: {loss.class_counts: [1, 2]}\n    methods: '
         '[balanced_softmax]\n',
@@ -426,6 +457,8 @@ LOSS_MISTAKES = {
 
 @pytest.mark.parametrize('name', LOSS_MISTAKES)
 def test_what_a_loss_does_not_take(folder, name):
+    if 'host' in name:
+        pytest.importorskip('mmpretrain')
     lines, begins = LOSS_MISTAKES[name]
     assert refused(folder, DIGITS + lines).startswith(begins)
 
@@ -547,6 +580,70 @@ def test_committed_plans_need_no_data(tmp_path, monkeypatch, path):
         own = {trial.method for trial in trials if trial.task == task}
         assert plan.baseline_of(task) in own
         assert len(own) > 1
+
+
+SEGMENTATION = """
+default_scope = 'mmseg'
+model = dict(
+    type='EncoderDecoder',
+    decode_head=dict(
+        type='FCNHead',
+        num_classes=3,
+        loss_decode=[dict(type='DiceLoss'), LOSS],
+    ),
+)
+"""
+
+
+class TestSeveralLosses:
+    plan = PLAN.replace('plain, higher, later', 'cross_entropy, vs').replace(
+        '    baseline: plain\n', ''
+    )
+
+    def test_the_one_of_the_classes_is_replaced(self, folder):
+        own = "dict(type='CrossEntropyLoss')"
+        (folder / 'config.py').write_text(SEGMENTATION.replace('LOSS', own))
+        text = self.plan + '  vs: {options: {loss.tau: 2}}\n'
+        _, (plain, vs, *_) = built(folder, text)
+        assert [
+            [loss.type for loss in trial.cfg.model.decode_head.loss_decode]
+            for trial in (plain, vs)
+        ] == [
+            ['DiceLoss', 'CrossEntropyLoss'],
+            ['DiceLoss', 'lt_losses_mm.VSLoss'],
+        ]
+        assert vs.cfg.model.decode_head.loss_decode[1].tau == 2
+
+    def test_none_of_the_classes(self, folder):
+        own = "dict(type='LovaszLoss')"
+        (folder / 'config.py').write_text(SEGMENTATION.replace('LOSS', own))
+        said = refused(folder, self.plan)
+        assert said.startswith("6: tasks.first.config='config.py', expected a")
+        assert "loss_decode=['DiceLoss', 'LovaszLoss'], expected one" in said
+
+
+def test_options_that_may_do_nothing_are_named(folder):
+    (folder / 'config.py').write_text(
+        'lr = 0.1\ntrain_cfg = dict(max_epochs=3)\n'
+    )
+    path = folder / 'plan.yaml'
+    options = '{lr: 1, train_cfg.max_epoch: 5, lrr: 2, train_cfg.max_epochs: 4'
+    path.write_text(
+        PLAN.replace('baseline: plain', f'options: {options}}}').replace(
+            'options: {lr: 0.2}', 'options: {train_cfg.begin: 1}'
+        )
+    )
+    _, notes = trials_of(Plan(path, losses()), folder)
+    place = f'{path}:8: tasks.first.options'
+    assert notes == [
+        f'{place}.lr=1 is a variable of the config that MMEngine does not '
+        'read; what the file makes of it stays as it is',
+        f'{place}.train_cfg.max_epoch=5 is a new key of the config, which has '
+        'max_epochs there',
+        f'{place}.lrr=2 is a new key of the config, which has lr there',
+        f'{path}:11: define.higher.options.train_cfg.begin=1 is a new key of '
+        'the config',
+    ]
 
 
 class TestWhatIsMade:
