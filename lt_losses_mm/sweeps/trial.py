@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
-from mmengine.config import Config
-from mmengine.registry import MODELS
+import mmengine.registry
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, Registry
 from mmengine.runner import Runner
 
 from ..cache import in_one_step
@@ -362,7 +363,8 @@ class Builder:
                 if isinstance(node, list):
                     node[int(part)]
                 else:
-                    self._note(place, value, list(node.keys()))
+                    taken = {*node.keys(), *_parameters_of(node), 'type'}
+                    self._note(place, value, sorted(taken))
             except (
                 AttributeError,
                 KeyError,
@@ -387,14 +389,14 @@ class Builder:
         Args:
             place: Of the option in the plan.
             value: Of it.
-            known: Keys that the config has there.
+            known: Keys that the config has there, or can have.
         """
         above, _, key = place[-1].rpartition('.')
         why = ''
         if key not in known:
             close = difflib.get_close_matches(key, known, 1)
             why = 'a new key of the config' + (
-                f', which has {close[0]} there' if close else ''
+                f'; there is {close[0]}' if close else ''
             )
         elif not above and key not in READ:
             why = (
@@ -534,6 +536,16 @@ def _is_its_own(cfg: Config, loss: str) -> bool:
         place[index].get('type') == kind
         for place, index in (loss_place(*x) for x in loss_configs(cfg))
     )
+
+
+def _parameters_of(node: Config | ConfigDict) -> list[str]:
+    """What a class of MMEngine or of this package takes, if it is one."""
+    kind = str(node.get('type'))
+    for registry in vars(mmengine.registry).values():
+        # Nothing is imported for it.
+        if isinstance(registry, Registry) and kind in registry.module_dict:
+            return list(inspect.signature(registry.get(kind)).parameters)
+    return []
 
 
 def _parameters(kind: str, scope: str) -> list[str]:

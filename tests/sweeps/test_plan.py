@@ -625,9 +625,11 @@ class TestSeveralLosses:
 def test_options_that_may_do_nothing_are_named(folder):
     (folder / 'config.py').write_text(
         'lr = 0.1\ntrain_cfg = dict(max_epochs=3)\n'
+        "a = dict(type='EpochBasedTrainLoop', max_epochs=3)\n"
     )
     path = folder / 'plan.yaml'
     options = '{lr: 1, train_cfg.max_epoch: 5, lrr: 2, train_cfg.max_epochs: 4'
+    options += ', a.val_begin: 3'  # A parameter of the class.
     path.write_text(
         PLAN.replace('baseline: plain', f'options: {options}}}').replace(
             'options: {lr: 0.2}', 'options: {train_cfg.begin: 1}'
@@ -638,9 +640,9 @@ def test_options_that_may_do_nothing_are_named(folder):
     assert notes == [
         f'{place}.lr=1 is a variable of the config that MMEngine does not '
         'read; what the file makes of it stays as it is',
-        f'{place}.train_cfg.max_epoch=5 is a new key of the config, which has '
-        'max_epochs there',
-        f'{place}.lrr=2 is a new key of the config, which has lr there',
+        f'{place}.train_cfg.max_epoch=5 is a new key of the config; there is '
+        'max_epochs',
+        f'{place}.lrr=2 is a new key of the config; there is lr',
         f'{path}:11: define.higher.options.train_cfg.begin=1 is a new key of '
         'the config',
     ]
