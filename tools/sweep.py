@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Callable, Iterable
 
@@ -32,7 +33,7 @@ from lt_losses_mm.sweeps.executors import (
     SlurmExecutor,
 )
 from lt_losses_mm.sweeps.plan import Plan
-from lt_losses_mm.sweeps.progress import Lines, dry_run, status
+from lt_losses_mm.sweeps.progress import Lines, dry_run, failed_before, status
 from lt_losses_mm.sweeps.recommend import recommend
 from lt_losses_mm.sweeps.report import write_report
 from lt_losses_mm.sweeps.search import Search, points_named
@@ -42,6 +43,8 @@ from lt_losses_mm.sweeps.trial import Trial, trials_of
 
 # Of a clone, or of a wheel.
 SWEEPS = CONFIGS.parent / 'benchmarks' / 'sweeps'
+# Exit status where another sweep runs; what was asked for may be missing.
+BUSY = 3
 LEDGER = SWEEPS / 'embedded.csv.gz'
 
 
@@ -268,7 +271,7 @@ def run(args: argparse.Namespace) -> int:
             where = executor(args)
             assign_gpus(plan, trials, where, print)
             time_tasks(trials, args.ledger, where, args.time_steps)
-        dry_run(plan, trials, left_out, args.ledger)
+        dry_run(plan, trials, left_out, args.ledger, args.retry_failed)
         if args.executor == 'local':  # Others may get more GPUs later.
             assign_gpus(plan, trials, executor(args), print)
         return 0
@@ -322,16 +325,21 @@ def execute(
     with ledger.locked(args.folder / 'sweep', wait=False) as first:
         if not first:
             print(
-                f'Another sweep runs in {args.folder}; this one has nothing '
-                f'to do. See `sweep status {args.plan}`.'
+                f'Another sweep runs in {args.folder}, see `sweep status '
+                f'{args.plan}`. When it has ended, run this again: it does '
+                'what is still missing.'
             )
-            return 0
+            return BUSY
         with Lines() as lines:
             sweep = make(lines.say)
             where = executor(args)
             lines.say(where.describe())
             tasks = sweep.studies if isinstance(sweep, Search) else ()
             assign_gpus(sweep.plan, sweep.trials, where, lines.say, tasks)
+            failed = len(sweep.outcome().failed)
+            if failed:
+                lines.say(failed_before(failed))
+            started = time.time()
             outcome = sweep.run(where, lines.show)
     if outcome.done:
         page = args.folder / 'report.html'
@@ -346,6 +354,12 @@ def execute(
         print(
             f'{len(outcome.done)} done, {len(outcome.failed)} failed (run '
             f'again with --retry-failed), {len(outcome.waiting)} not started'
+        )
+    hours = sweep.plan.budget.get('hours')
+    if hours and time.time() - started > hours * 3600 and sweep.ready():
+        print(
+            f'The reason is budget.hours={hours}, which is over; the next '
+            'start has as many again.'
         )
     return 1 if outcome.failed else 0
 

@@ -540,7 +540,9 @@ def _is_its_own(cfg: Config, loss: str) -> bool:
 
 def _parameters_of(node: Config | ConfigDict) -> list[str]:
     """What a class of MMEngine or of this package takes, if it is one."""
-    kind = str(node.get('type'))
+    scope, _, kind = str(node.get('type')).rpartition('.')
+    if scope not in ('', 'mmengine', 'lt_losses_mm'):
+        return []
     for registry in vars(mmengine.registry).values():
         # Nothing is imported for it.
         if isinstance(registry, Registry) and kind in registry.module_dict:

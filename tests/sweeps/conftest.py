@@ -210,7 +210,9 @@ def sweep_tool(tool, monkeypatch):
         monkeypatch.setattr(sys, 'argv', ['sweep', *map(str, arguments)])
         return tool.main()
 
-    return call
+    before = signal.getsignal(signal.SIGTERM)
+    yield call
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope='module')
