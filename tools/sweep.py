@@ -25,6 +25,19 @@ from typing import Callable, Iterable
 from mmengine.config import DictAction
 
 from lt_losses_mm.recipes import CONFIGS, losses, read_config
+from lt_losses_mm.sweeps.results import needed
+
+# Told now, and not when the report is made after hours of training.
+for name in (
+    *('jinja2', 'jsonschema', 'matplotlib', 'pandas', 'rich'),
+    *('scikit_posthocs', 'scipy', 'yaml'),
+):
+    try:
+        needed(name)
+    except ImportError as error:
+        sys.exit(f'sweep: {error}')
+
+# ruff: noqa: E402
 from lt_losses_mm.sweeps import ledger
 from lt_losses_mm.sweeps.executors import (
     Executor,

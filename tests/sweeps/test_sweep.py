@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,8 @@ from lt_losses_mm.recipes import losses
 from lt_losses_mm.sweeps import ledger, progress
 from lt_losses_mm.sweeps.plan import Plan
 from lt_losses_mm.sweeps.trial import trials_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
@@ -119,6 +124,23 @@ class TestRun:
         before = ledger.read(toy.ledger)
         assert toy.run('--jobs', '2')[0] == 0
         assert ledger.read(toy.ledger)[: len(before)] == before
+
+
+EXTRA = (ROOT / 'requirements' / 'sweeps.txt').read_text().splitlines()
+
+
+@pytest.mark.parametrize('name', [x for x in EXTRA if x[0] != '#'])
+def test_a_package_that_is_missing_is_told_at_the_start(name, monkeypatch):
+    module = dict(pyyaml='yaml').get(name, name.replace('-', '_'))
+    monkeypatch.setitem(sys.modules, module, None)
+    spec = importlib.util.spec_from_file_location(
+        'tool_without', ROOT / 'tools' / 'sweep.py'
+    )
+    with pytest.raises(SystemExit) as caught:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    said = str(caught.value)
+    assert f'{module!r}, expected the packages' in said
+    assert said.endswith("Fix: pip install 'mm-lt-losses[sweeps]'.")
 
 
 @pytest.fixture
