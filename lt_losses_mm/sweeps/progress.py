@@ -73,7 +73,7 @@ class Lines:
     """Lines of a sweep; in a terminal with bars below them."""
 
     def __init__(self) -> None:
-        self.console = Console()
+        self.console = Console(markup=False)
         self.live = (
             Live(console=self.console, refresh_per_second=4)
             if self.console.is_terminal
@@ -139,7 +139,8 @@ class Lines:
 
 def plain_console() -> Console:
     """A console; in a log its tables are wider than a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    # A point of a grid has brackets in its name.
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False)
 
 
 def overall_of(plan: Plan, trial: Trial) -> str:

@@ -194,6 +194,8 @@ class Toy:
 @pytest.fixture(scope='session')
 def tool():
     """The module of the command line."""
+    pytest.importorskip('pandas')
+    pytest.importorskip('scikit_posthocs')
     spec = importlib.util.spec_from_file_location(
         'sweep_tool', ROOT / 'tools' / 'sweep.py'
     )

@@ -746,6 +746,17 @@ class TestWhatIsMade:
         )
         assert {trial.method for trial in trials} == {'plain', 'later'}
 
+    def test_a_point_is_shown_by_its_name(self, folder, sweep_tool, capsys):
+        path, work = folder / 'plan.yaml', folder / 'work'
+        path.write_text(
+            PLAN.replace('options: {lr: 0.2}', 'grid: {lr: [1, 2]}')
+        )
+        for more in (['run', '--dry-run'], ['status']):
+            sweep_tool(*more, path, '--folder', work)
+            said = capsys.readouterr().out
+            assert 'higher[lr=1]' in said
+            assert 'higher[lr=2]' in said
+
     def test_only_a_grid(self, folder, tool):
         plan, trials = built(
             folder, PLAN.replace('options: {lr: 0.2}', 'grid: {lr: [1, 2]}')

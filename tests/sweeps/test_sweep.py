@@ -130,6 +130,7 @@ EXTRA = (ROOT / 'requirements' / 'sweeps.txt').read_text().splitlines()
 
 
 @pytest.mark.parametrize('name', [x for x in EXTRA if x[0] != '#'])
+@pytest.mark.usefixtures('tool')  # All others are there.
 def test_a_package_that_is_missing_is_told_at_the_start(name, monkeypatch):
     module = dict(pyyaml='yaml').get(name, name.replace('-', '_'))
     monkeypatch.setitem(sys.modules, module, None)
