@@ -277,6 +277,17 @@ def test_options_of_slurm(tmp_path, options, expected):
         executors.SlurmExecutor(tmp_path, options=options, cluster='local')
 
 
+@pytest.mark.parametrize('default', [0, 2])
+def test_gpus_on_slurm(tmp_path, default):
+    pytest.importorskip('submitit')
+    executor = executors.SlurmExecutor(
+        tmp_path, options={'timeout_min': 5}, gpus=default, cluster='local'
+    )
+    found = [executor.gpus_of(said) for said in (None, 0, 8)]
+    assert found == [default, 0, 8]
+    assert f'{default or "none"} for a task whose' in executor.describe()
+
+
 # Says what it was given, and waits to be ended.
 WORKER = """
 import json, os, sys, time
