@@ -19,6 +19,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
 from .integration import configs_folder
+from .messages import fault
 
 CONFIGS = configs_folder()
 VARIABLE = 'LT_LOSS'
@@ -109,6 +110,37 @@ def loss_configs(cfg: Config) -> list[tuple[ConfigDict, str]]:
     raise ValueError(f'{cfg.filename}: expected a head of a host in model')
 
 
+def loss_place(head: ConfigDict, key: str) -> tuple[Any, Any]:
+    """Where the loss of the classes is, as ``place[key]``.
+
+    Args:
+        head: Of :func:`loss_configs`.
+        key: Of its losses, of which mmseg takes several.
+
+    Raises:
+        ValueError: If it cannot be told which of them it is.
+    """
+    losses = head[key]
+    if not isinstance(losses, (list, tuple)):
+        return head, key
+    kinds = [str(loss.get('type')) for loss in losses]
+    found = [
+        index
+        for index, kind in enumerate(kinds)
+        if 'CrossEntropy' in kind or kind.startswith('lt_losses_mm.')
+    ]
+    if len(found) != 1:
+        raise fault(
+            key,
+            kinds,
+            'one cross-entropy or loss of this package, of which the loss '
+            'takes the place',
+            'write a config for each loss',
+        )
+    head[key] = list(losses)
+    return head[key], found[0]
+
+
 def fits(recipe: Config, loss: str, root: Path = CONFIGS) -> bool:
     """Whether a loss makes sense in a recipe, see docs/head_compatibility.md.
 
@@ -120,7 +152,8 @@ def fits(recipe: Config, loss: str, root: Path = CONFIGS) -> bool:
     new = dict(Config.fromfile(root / f'_base_/losses/{loss}.py').lt_loss)
     del new['_delete_']
     head, key = loss_configs(recipe)[0]
-    own: Any = head[key]
+    place, index = loss_place(head, key)
+    own: Any = place[index]
     if not new['type'].startswith('lt_losses_mm.'):
         # A loss of the hosts is the default where it belongs.
         return new.items() <= dict(own).items()

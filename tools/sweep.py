@@ -18,12 +18,26 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterable
 
 from mmengine.config import DictAction
 
 from lt_losses_mm.recipes import CONFIGS, losses, read_config
+from lt_losses_mm.sweeps.results import needed
+
+# Told now, and not when the report is made after hours of training.
+for name in (
+    *('jinja2', 'jsonschema', 'matplotlib', 'pandas', 'rich'),
+    *('scikit_posthocs', 'scipy', 'yaml'),
+):
+    try:
+        needed(name)
+    except ImportError as error:
+        sys.exit(f'sweep: {error}')
+
+# ruff: noqa: E402
 from lt_losses_mm.sweeps import ledger
 from lt_losses_mm.sweeps.executors import (
     Executor,
@@ -32,7 +46,7 @@ from lt_losses_mm.sweeps.executors import (
     SlurmExecutor,
 )
 from lt_losses_mm.sweeps.plan import Plan
-from lt_losses_mm.sweeps.progress import Lines, dry_run, status
+from lt_losses_mm.sweeps.progress import Lines, dry_run, failed_before, status
 from lt_losses_mm.sweeps.recommend import recommend
 from lt_losses_mm.sweeps.report import write_report
 from lt_losses_mm.sweeps.search import Search, points_named
@@ -42,6 +56,8 @@ from lt_losses_mm.sweeps.trial import Trial, trials_of
 
 # Of a clone, or of a wheel.
 SWEEPS = CONFIGS.parent / 'benchmarks' / 'sweeps'
+# Exit status where another sweep runs; what was asked for may be missing.
+BUSY = 3
 LEDGER = SWEEPS / 'embedded.csv.gz'
 
 
@@ -134,6 +150,13 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar='N',
         help='trainings at a time (default: one a GPU, one without GPUs)',
+    )
+    add(
+        '--gpus',
+        type=int,
+        metavar='N',
+        help='of a training for which the plan says nothing (default: one '
+        'if this machine has any; none on Slurm and Ray)',
     )
     add('--retries', type=int, default=1, metavar='N', help='default: 1')
     add(
@@ -229,7 +252,9 @@ def chosen(
     """The trials that ``--only`` names, and those that they need."""
     wanted = []
     for name in only:
-        found = [t for t in trials if f'{t}/'.startswith(f'{name}/')]
+        # With all points of a grid.
+        starts = (f'{name}/', f'{name}[')
+        found = [t for t in trials if f'{t}/'.startswith(starts)]
         if not found:
             found = points_named(plan, folder, name)
             known = {str(trial) for trial in trials}
@@ -256,9 +281,15 @@ def run(args: argparse.Namespace) -> int:
     plan, trials, left_out = read(args)
     if args.dry_run:
         if args.time_steps:
-            time_tasks(trials, args.ledger, executor(args), args.time_steps)
-        dry_run(plan, trials, left_out, args.ledger)
+            where = executor(args)
+            assign_gpus(plan, trials, where, print)
+            time_tasks(trials, args.ledger, where, args.time_steps)
+        dry_run(plan, trials, left_out, args.ledger, args.retry_failed)
+        if args.executor == 'local':  # Others may get more GPUs later.
+            assign_gpus(plan, trials, executor(args), print)
         return 0
+    for sentence in left_out:
+        print(sentence)
     check_disk(trials, args.ledger)
     return execute(
         args,
@@ -307,14 +338,21 @@ def execute(
     with ledger.locked(args.folder / 'sweep', wait=False) as first:
         if not first:
             print(
-                f'Another sweep runs in {args.folder}; this one has nothing '
-                f'to do. See `sweep status {args.plan}`.'
+                f'Another sweep runs in {args.folder}, see `sweep status '
+                f'{args.plan}`. When it has ended, run this again: it does '
+                'what is still missing.'
             )
-            return 0
+            return BUSY
         with Lines() as lines:
             sweep = make(lines.say)
             where = executor(args)
             lines.say(where.describe())
+            tasks = sweep.studies if isinstance(sweep, Search) else ()
+            assign_gpus(sweep.plan, sweep.trials, where, lines.say, tasks)
+            failed = len(sweep.outcome().failed)
+            if failed:
+                lines.say(failed_before(failed))
+            started = time.time()
             outcome = sweep.run(where, lines.show)
     if outcome.done:
         page = args.folder / 'report.html'
@@ -330,19 +368,61 @@ def execute(
             f'{len(outcome.done)} done, {len(outcome.failed)} failed (run '
             f'again with --retry-failed), {len(outcome.waiting)} not started'
         )
+    hours = sweep.plan.budget.get('hours')
+    if hours and time.time() - started > hours * 3600 and sweep.ready():
+        print(
+            f'The reason is budget.hours={hours}, which is over; the next '
+            'start has as many again.'
+        )
     return 1 if outcome.failed else 0
 
 
 def executor(args: argparse.Namespace) -> Executor:
+    if args.gpus is not None and args.gpus < 0:
+        raise ValueError(f'--gpus {args.gpus}: expected 0 or more')
     if args.executor == 'slurm':
         return SlurmExecutor(
             args.folder,
             args.jobs,
             dict(parse(option) for option in args.slurm),
+            args.gpus or 0,
         )
     if args.executor == 'ray':
-        return RayExecutor(args.address, args.jobs, args.cpus)
-    return LocalExecutor(args.jobs)
+        return RayExecutor(args.address, args.jobs, args.cpus, args.gpus or 0)
+    return LocalExecutor(args.jobs, args.gpus)
+
+
+def assign_gpus(
+    plan: Plan,
+    trials: list[Trial],
+    where: Executor,
+    say: Callable[[str], None],
+    tasks: Iterable[str] = (),
+) -> None:
+    """Settle how many GPUs the trainings have where they run.
+
+    Args:
+        plan: Gets the number for trials that are made later.
+        trials: Made already.
+        where: They will run.
+        say: Takes a line for a person.
+        tasks: Of trials that are made later.
+    """
+    wanting = []
+    for task in dict.fromkeys([*(t.task for t in trials), *tasks]):
+        said = plan.tasks[task].get('gpus')
+        try:
+            given = where.gpus_of(said)
+        except ValueError as error:
+            place = plan.where('tasks', task, 'gpus')
+            raise ValueError(f'{place}: {task}: {error}') from error
+        if said and not given:
+            wanting.append(task)
+        plan.tasks[task] = {**plan.tasks[task], 'gpus': given}
+    for trial in trials:
+        trial.gpus = plan.tasks[trial.task]['gpus']
+    if wanting:
+        say(f'{", ".join(wanting)}: on the CPU, because there is no GPU')
 
 
 def parse(option: str) -> tuple[str, object]:

@@ -48,6 +48,13 @@ class Executor(Protocol):
     def describe(self) -> str:
         """What a person has to know of where and how trainings run."""
 
+    def gpus_of(self, said: int | None) -> int:
+        """GPUs that a training gets here for which a plan says this.
+
+        Raises:
+            ValueError: If there are not as many.
+        """
+
     def room_for(self, gpus: int) -> bool:
         """Whether one more trial can be started now."""
 
@@ -103,6 +110,11 @@ def said_threads() -> str:
     return 'OMP_NUM_THREADS not set'
 
 
+def said_gpus(default: int) -> str:
+    """Where a training runs for which the plan does not say it."""
+    return f'{default or "none"} for a task whose plan says nothing of gpus'
+
+
 class LocalJob:
     """A worker of this machine."""
 
@@ -122,12 +134,17 @@ class LocalExecutor:
     Args:
         jobs: Trainings at a time; by default as many as there are GPUs, or
             one on a machine without.
+        gpus: Of a training for which the plan says nothing; by default one,
+            if there is one.
     """
 
     pause = 0.05
 
-    def __init__(self, jobs: int | None = None) -> None:
+    def __init__(
+        self, jobs: int | None = None, gpus: int | None = None
+    ) -> None:
         self.gpus = visible_gpus()
+        self.default = min(1, len(self.gpus)) if gpus is None else gpus
         self.jobs = jobs or max(1, len(self.gpus))
         self.active: list[tuple[LocalJob, list[str]]] = []
         self.threads = os.environ.get('OMP_NUM_THREADS') or str(
@@ -137,8 +154,21 @@ class LocalExecutor:
     def describe(self) -> str:
         return (
             f'{self.jobs} training(s) at a time on this machine, each with '
-            f'OMP_NUM_THREADS={self.threads}; {len(self.gpus)} GPU(s)'
+            f'OMP_NUM_THREADS={self.threads}; {len(self.gpus)} GPU(s), '
+            f'{said_gpus(self.default)}'
         )
+
+    def gpus_of(self, said: int | None) -> int:
+        gpus = self.default if said is None else said
+        if gpus > max(1, len(self.gpus)):
+            raise fault(
+                'gpus',
+                gpus,
+                f'at most the {len(self.gpus)} of this machine',
+                'take the key out of the plan, or use --executor slurm or ray',
+            )
+        # What is meant for one GPU can be trained without any.
+        return min(gpus, len(self.gpus))
 
     def free(self) -> list[str]:
         self.active = [x for x in self.active if not x[0].ended()]
@@ -146,14 +176,6 @@ class LocalExecutor:
         return [gpu for gpu in self.gpus if gpu not in taken]
 
     def room_for(self, gpus: int) -> bool:
-        if gpus > len(self.gpus):
-            raise fault(
-                'gpus',
-                gpus,
-                f'at most the {len(self.gpus)} of this machine',
-                'take the key out of the plan to train on the CPU, or use '
-                '--executor slurm or ray',
-            )
         return len(self.free()) >= gpus and len(self.active) < self.jobs
 
     def start(self, folder: Path, gpus: int) -> LocalJob:
@@ -184,7 +206,9 @@ def visible_gpus() -> list[str]:
 
     said = os.environ.get('CUDA_VISIBLE_DEVICES')
     if said is not None:
-        return [name for name in said.split(',') if name.strip()]
+        # Of what follows -1, CUDA shows nothing.
+        shown = (',' + said).partition(',-1')[0]
+        return [name for name in shown.split(',') if name.strip()]
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
@@ -216,6 +240,7 @@ class SlurmExecutor:
         jobs: The most jobs in the queue at a time.
         options: For ``submitit.AutoExecutor.update_parameters``, e.g.
             ``timeout_min`` and ``slurm_partition``.
+        gpus: Of a training for which the plan says nothing.
         cluster: For ``submitit.AutoExecutor``; ``'local'`` runs jobs here,
             all with the same GPUs, which is good for tests.
 
@@ -231,8 +256,10 @@ class SlurmExecutor:
         folder: Path,
         jobs: int | None = None,
         options: dict[str, Any] | None = None,
+        gpus: int = 0,
         cluster: str = 'slurm',
     ) -> None:
+        self.default = gpus
         self.submitit = wanted('submitit', 'slurm')
         self.folder = folder / 'slurm'
         self.cluster = cluster
@@ -261,8 +288,12 @@ class SlurmExecutor:
     def describe(self) -> str:
         return (
             f'At most {self.jobs} jobs of Slurm at a time, '
-            f'{said_threads()}; their logs: {self.folder}'
+            f'{said_threads()}, {said_gpus(self.default)}; their logs: '
+            f'{self.folder}'
         )
+
+    def gpus_of(self, said: int | None) -> int:
+        return self.default if said is None else said
 
     def room_for(self, gpus: int) -> bool:
         # How many GPUs a node has is for Slurm to know.
@@ -334,6 +365,7 @@ class RayExecutor:
         jobs: The most tasks at a time; Ray starts those it has room for.
         cpus: Of one training; its ``OMP_NUM_THREADS`` as well, unless that is
             set.
+        gpus: Of a training for which the plan says nothing.
 
     Raises:
         ImportError: Without Ray.
@@ -343,8 +375,13 @@ class RayExecutor:
     pause = 0.2
 
     def __init__(
-        self, address: str = 'auto', jobs: int | None = None, cpus: int = 1
+        self,
+        address: str = 'auto',
+        jobs: int | None = None,
+        cpus: int = 1,
+        gpus: int = 0,
     ) -> None:
+        self.default = gpus
         self.ray = wanted('ray', 'ray')
         host, _, port = address.rpartition('/')[2].rpartition(':')
         try:
@@ -376,8 +413,12 @@ class RayExecutor:
             f'{len(nodes)} nodes of Ray with {sum(cpus)} CPUs and '
             f'{sum(gpus)} GPUs; a training has {self.cpus} of the CPUs and '
             f'OMP_NUM_THREADS={self.threads}, and waits for a node if it '
-            f'needs more than {max(cpus)} CPUs or {max(gpus)} GPUs'
+            f'needs more than {max(cpus)} CPUs or {max(gpus)} GPUs; '
+            f'{said_gpus(self.default)}'
         )
+
+    def gpus_of(self, said: int | None) -> int:
+        return self.default if said is None else said
 
     def room_for(self, gpus: int) -> bool:
         # A node that is large enough may join later.

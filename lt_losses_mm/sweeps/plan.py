@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping, NoReturn
 
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, validators
 
 from ..messages import describe
 
@@ -20,9 +20,14 @@ _NAME = {
     'pattern': r'^[A-Za-z0-9][\w.-]*$',
     'description': 'a word of letters, digits, ".", "_" and "-"',
 }
+_REFERENCE = {
+    'type': 'string',
+    'pattern': r'^[A-Za-z0-9][\w.-]*(\[.+\])?$',
+    'description': 'the name of a method; of one with a grid NAME[KEY=VALUE]',
+}
 _NAMES = {
     'type': 'array',
-    'items': _NAME,
+    'items': _REFERENCE,
     'minItems': 1,
     'uniqueItems': True,
     'description': 'a list of different names, [a, b]',
@@ -85,7 +90,7 @@ _TASK = {
             'exclusiveMinimum': 0,
             'description': 'a factor to percent: 1 or 100',
         },
-        'baseline': _NAME,
+        'baseline': _REFERENCE,
         'methods': _METHODS,
         'seeds': _SEEDS,
         'options': _OPTIONS,
@@ -127,7 +132,7 @@ _METHOD = {
         'needs': {
             'type': 'object',
             'minProperties': 1,
-            'additionalProperties': {'anyOf': [_NAME, _NAMES]},
+            'additionalProperties': {'anyOf': [_REFERENCE, _NAMES]},
             'description': 'config key -> method whose checkpoint goes there, '
             'e.g. load_from: cross_entropy',
         },
@@ -226,7 +231,7 @@ SCHEMA = {
                 'additionalProperties': False,
                 'properties': {
                     'task': _NAME,
-                    'method': _NAME,
+                    'method': _REFERENCE,
                     'seed': {
                         'type': 'integer',
                         'description': 'a whole number',
@@ -257,6 +262,15 @@ SCHEMA = {
     },
     'description': 'a plan: name, seeds, methods, tasks, ...',
 }
+
+
+# For JSON 1.0 is a whole number; a seed in the name of a folder is none then.
+_Validator = validators.extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
+        'integer', lambda _, value: type(value) is int
+    ),
+)
 
 
 class PlanError(ValueError):
@@ -331,7 +345,7 @@ class Plan:
         problem = next(
             iter(
                 sorted(
-                    Draft202012Validator(SCHEMA).iter_errors(content),
+                    _Validator(SCHEMA).iter_errors(content),
                     key=lambda error: (len(error.path), str(error.path)),
                 )
             ),
@@ -418,6 +432,11 @@ class Plan:
             expected = 'at least one entry'
         else:
             expected = schema.get('description') or problem.message
+        found = problem.instance
+        for index, value in enumerate(found if type(found) is list else ()):
+            if value in found[:index]:
+                expected += f'; {value!r} is there twice'
+                break
         self.refuse(keys or ('plan',), problem.instance, expected)
 
     def _methods(self) -> dict[str, Method]:
@@ -459,20 +478,23 @@ class Plan:
 
     def kind_of(self, name: str, key: str) -> str:
         """Whether a method has a config key in its grid or its options."""
-        grid = self._content['define'][name].get('grid', {})
-        return 'grid' if key in grid else 'options'
+        return 'grid' if key in self._grid(name) else 'options'
+
+    def _grid(self, method: str) -> Mapping[str, Any]:
+        entry = self._content.get('define', {}).get(base_of(method), {})
+        return entry.get('grid', {})
 
     def _unknown(
         self, keys: tuple[str | int, ...], value: Any, known: list[Any]
     ) -> NoReturn:
         names = list(map(str, known))
         close = difflib.get_close_matches(str(value), names, 1)
-        self.refuse(
-            keys,
-            value,
-            f'one of {", ".join(names)}',
-            f'write {close[0]}' if close else '',
-        )
+        fix = f'write {close[0]}' if close else ''
+        for name in names:
+            if base_of(name) == value:  # Quoted, as a list of YAML needs it.
+                fix = f"write one of its points, e.g. '{name}'"
+                break
+        self.refuse(keys, value, f'one of {", ".join(names)}', fix)
 
     def _named(self, names: list[str], *keys: str) -> list[str]:
         """Names of methods, those with a grid expanded."""
@@ -482,7 +504,7 @@ class Plan:
                 known = sorted({*self.methods, *self._grids})
                 self._unknown((*keys, index), name, known)
             found += self._grids.get(name, [name])
-        return found
+        return list(dict.fromkeys(found))
 
     def methods_of(self, task: str) -> tuple[list[str], bool]:
         """Methods of a task, and whether each was asked for by its name.
@@ -510,18 +532,33 @@ class Plan:
         return {
             **self.tasks[task].get('options', {}),
             **self.methods[method].options,
-            **self.override(task, method).get('options', {}),
+            **self.override(task, method)['options'],
             **self.methods[method].searched,
         }
 
     def override(self, task: str, method: str) -> dict[str, Any]:
-        if self.methods[method].searched:
-            method = self.search['method']
-        return self.tasks[task].get('overrides', {}).get(method, {})
+        """What a point of a grid has wins over what all its points have."""
+        overrides = self.tasks[task].get('overrides', {})
+        every = overrides.get(base_of(method), {})
+        own = overrides.get(method, {})
+        options = {**every.get('options', {}), **own.get('options', {})}
+        return {**every, **own, 'options': options}
+
+    def overridden_in(
+        self, task: str, method: str, *keys: str
+    ) -> tuple[str, ...]:
+        """The keys above one of :meth:`override`."""
+        place = ('tasks', task, 'overrides')
+        own = (*place, method, *keys)
+        return own if self.has(*own) else (*place, base_of(method), *keys)
 
     def excludes(self, task: str, method: str, seed: int) -> bool:
-        row = dict(task=task, method=method, seed=seed)
-        return any(rule.items() <= row.items() for rule in self.excluded)
+        return any(
+            rule.get('task', task) == task
+            and rule.get('method', method) in (method, base_of(method))
+            and rule.get('seed', seed) == seed
+            for rule in self.excluded
+        )
 
     def _check(self) -> None:
         for task, entry in self.tasks.items():
@@ -530,13 +567,20 @@ class Plan:
                 self._unknown(
                     ('tasks', task, 'baseline'), entry['baseline'], methods
                 )
-            for name in entry.get('overrides', {}):
-                if name not in methods:
-                    self._unknown(
-                        ('tasks', task, 'overrides', name), name, methods
-                    )
+            for name, override in entry.get('overrides', {}).items():
+                keys: tuple[str, ...] = ('tasks', task, 'overrides', name)
+                if name not in {*methods, *map(base_of, methods)}:
+                    self._unknown(keys, name, methods)
+                for key, value in override.get('options', {}).items():
+                    if key in self._grid(name):
+                        self.refuse(
+                            (*keys, 'options', key),
+                            value,
+                            f'a key that the grid of {base_of(name)} has not',
+                            'take it out here or there',
+                        )
         for name, entry in self._content.get('define', {}).items():
-            keys: tuple[str, ...] = ('define', name)
+            keys = ('define', name)
             for key, needed in entry.get('needs', {}).items():
                 several = needed if isinstance(needed, list) else [needed]
                 for one in several:
@@ -554,7 +598,7 @@ class Plan:
             self._order(name, ())
         there: dict[str, list[Any]] = dict(
             task=list(self.tasks),
-            method=sorted(self.methods),
+            method=sorted({*self.methods, *self._grids}),
             seed=sorted({s for t in self.tasks for s in self.seeds_of(t)}),
         )
         for index, rule in enumerate(self.excluded):
@@ -566,8 +610,9 @@ class Plan:
 
     def _check_search(self) -> None:
         name = self.search['method']
-        if name not in self.methods:
-            self._unknown(('search', 'method'), name, sorted(self.methods))
+        known = [one for one in sorted(self.methods) if one == base_of(one)]
+        if name not in known:
+            self._unknown(('search', 'method'), name, known)
         for key, values in self.search['parameters'].items():
             if isinstance(values, list):
                 continue
@@ -595,7 +640,7 @@ class Plan:
     def _order(self, name: str, above: tuple[str, ...]) -> None:
         if name in above:
             self.refuse(
-                ('define', above[-1], 'needs'),
+                ('define', base_of(above[-1]), 'needs'),
                 name,
                 f'no circle, got {" -> ".join((*above, name))}',
             )
@@ -607,6 +652,11 @@ def needed(method: Method) -> Iterator[str]:
     """Names of the methods whose checkpoints a method needs."""
     for names in method.needs.values():
         yield from names if isinstance(names, list) else [names]
+
+
+def base_of(method: str) -> str:
+    """What is before the values of a name of a grid or a search."""
+    return method.partition('[')[0]
 
 
 def _labelled(name: str, point: Mapping[str, Any]) -> str:

@@ -73,7 +73,7 @@ class Lines:
     """Lines of a sweep; in a terminal with bars below them."""
 
     def __init__(self) -> None:
-        self.console = Console()
+        self.console = Console(markup=False)
         self.live = (
             Live(console=self.console, refresh_per_second=4)
             if self.console.is_terminal
@@ -139,7 +139,8 @@ class Lines:
 
 def plain_console() -> Console:
     """A console; in a log its tables are wider than a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    # A point of a grid has brackets in its name.
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False)
 
 
 def overall_of(plan: Plan, trial: Trial) -> str:
@@ -174,14 +175,25 @@ def state_of(trial: Trial, recorded: dict[str, str]) -> str:
         return 'done'
     if worker.is_held(trial.folder):
         return 'running'
-    if (trial.folder / worker.FAILED).exists():
+    # The ledger knows it of one whose folder is gone.
+    failed = (trial.folder / worker.FAILED).exists()
+    if failed or recorded.get(trial.key) == 'failed':
         return 'failed'
     return 'waiting'
 
 
+def recorded_in(table: Path) -> dict[str, str]:
+    """Trial -> its status in a ledger; one that failed may be done now."""
+    rows = ledger.read(table)
+    return {
+        row['trial']: row['status']
+        for row in sorted(rows, key=lambda row: row['status'] == 'done')
+    }
+
+
 def status(plan: Plan, trials: list[Trial], table: Path) -> None:
     """Print what runs and what is done, by task and method."""
-    recorded = {row['trial']: row['status'] for row in ledger.read(table)}
+    recorded = recorded_in(table)
     states = {str(trial): state_of(trial, recorded) for trial in trials}
     seen = Table(title=plan.name)
     for name in ('task', 'method', 'done', 'running', 'failed', 'waiting'):
@@ -209,19 +221,31 @@ def status(plan: Plan, trials: list[Trial], table: Path) -> None:
             )
     for trial in trials:
         if states[str(trial)] == 'failed':
-            console.print(
-                f'{trial} has failed, log: {trial.folder / worker.LOG}',
-                soft_wrap=True,
-            )
+            log = trial.folder / worker.LOG
+            where = f', log: {log}' if log.exists() else ''
+            console.print(f'{trial} has failed{where}', soft_wrap=True)
+
+
+def failed_before(number: int) -> str:
+    """What becomes of trials that an earlier run gave up."""
+    return f'{number} failed before; --retry-failed runs them again'
 
 
 def dry_run(
-    plan: Plan, trials: list[Trial], left_out: list[str], table: Path
+    plan: Plan,
+    trials: list[Trial],
+    left_out: list[str],
+    table: Path,
+    retry_failed: bool = False,
 ) -> None:
     """Print the matrix and the time, and write the config of each trial."""
     console = plain_console()
-    recorded = {row['trial']: row['status'] for row in ledger.read(table)}
+    recorded = recorded_in(table)
     missing = [t for t in trials if state_of(t, recorded) != 'done']
+    # As a sweep does, by the ledger: one that was stopped is tried again.
+    failed = [t for t in missing if recorded.get(t.key) == 'failed']
+    if not retry_failed:
+        missing = [t for t in missing if t not in failed]
     for trial in missing:
         trial.write_config()
     matrix = Table(title=f'{plan.name}: seeds to run')
@@ -244,6 +268,8 @@ def dry_run(
         f'{len(missing)} of {len(trials)} trials are to be run; '
         f'{gigabytes(free_mb(trials[0].folder))} of disk are free'
     )
+    if failed and not retry_failed:
+        console.print(failed_before(len(failed)))
     if plan.search:
         console.print(
             f'`sweep search` tries {plan.search["trials"]} values of '

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import difflib
+import importlib
 import inspect
 import itertools
 import json
@@ -14,17 +16,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
-from mmengine.config import Config
-from mmengine.registry import MODELS
+import mmengine.registry
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, Registry
+from mmengine.runner import Runner
 
 from ..cache import in_one_step
 from ..integration import configs_folder
-from ..recipes import VARIABLE, fits, loss_configs, read_config
+from ..recipes import VARIABLE, fits, loss_configs, loss_place, read_config
 from . import origin, worker
-from .plan import Method, Plan, PlanError
+from .plan import Method, Plan, PlanError, base_of
 
 # `train.py` and `test.py` of a clone or of a wheel.
 TOOLS = configs_folder().parent / 'tools'
+# Keys of a config that MMEngine or the tools read; a file may have variables
+# beside them.
+READ = {
+    *inspect.signature(Runner.__init__).parameters,
+    *('custom_imports', 'default_scope', 'tta_model', 'tta_pipeline'),
+}
 # Where a run is; no number depends on it.
 NOT_IN_KEY = ('work_dir', 'resume', 'launcher')
 
@@ -153,7 +163,7 @@ def trials_of(plan: Plan, folder: Path) -> tuple[list[Trial], list[str]]:
 
     Returns:
         tuple: The trials, and a sentence on each task that does not take
-        some of the methods.
+        some of the methods, and on each option that may do nothing.
 
     Raises:
         PlanError: If a config cannot be read, or a method that a task asks
@@ -186,9 +196,12 @@ def trials_of(plan: Plan, folder: Path) -> tuple[list[Trial], list[str]]:
             'raise it, or exclude some',
         )
     return trials, [
-        f'{task}: left out, because the head does not take the loss: '
-        f'{", ".join(methods)}'
-        for task, methods in builder.left_out.items()
+        *(
+            f'{task}: left out, because the head does not take the loss: '
+            f'{", ".join(methods)}'
+            for task, methods in builder.left_out.items()
+        ),
+        *builder.notes,
     ]
 
 
@@ -205,6 +218,7 @@ class Builder:
         self.folder = folder
         self.trials: dict[tuple[str, str, int], Trial] = {}
         self.left_out: dict[str, list[str]] = {}
+        self.notes: dict[str, None] = {}
         self._configs: dict[tuple[str, str], Config | None] = {}
 
     def trial(
@@ -285,7 +299,7 @@ class Builder:
         keys: tuple[str, ...] = ('tasks', task, 'config')
         name = plan.tasks[task]['config']
         if 'config' in override:
-            keys = ('tasks', task, 'overrides', method, 'config')
+            keys = plan.overridden_in(task, method, 'config')
             name = override['config']
         path = self._path(name, keys)
         try:
@@ -299,7 +313,7 @@ class Builder:
                 cfg = plain
             elif not fits(plain, how.loss):
                 if by_name:
-                    base = method.partition('[')[0]
+                    base = base_of(method)
                     asked = plan.tasks[task].get('methods', [])
                     plan.refuse(
                         ('tasks', task, 'methods', asked.index(base))
@@ -317,7 +331,8 @@ class Builder:
                 cfg = plain
                 loss = _fragment(how.loss)
                 for head, key in loss_configs(cfg):
-                    head[key] = copy.deepcopy(loss)
+                    place, index = loss_place(head, key)
+                    place[index] = copy.deepcopy(loss)
         except PlanError:
             raise
         except Exception as error:
@@ -350,32 +365,114 @@ class Builder:
         found: dict[str, Any] = {}
         for key, value in plan.options_of(task, how.name).items():
             if key.startswith('loss.'):
-                for head, name in loss_configs(cfg):
-                    head[name][key.partition('.')[2]] = copy.deepcopy(value)
+                self._set_of_loss(cfg, task, how.name, key, value)
                 continue
+            place = self._place_of(task, how.name, key)
             node: Any = cfg
-            above = key.split('.')[:-1]
-            for part in above:
-                try:
+            *above, last = key.split('.')
+            try:
+                for part in above:
                     node = node[int(part) if isinstance(node, list) else part]
-                except (KeyError, IndexError, ValueError, TypeError):
-                    plan.refuse(
-                        self._place_of(task, how.name, key),
-                        value,
-                        f'a key of the config, which has no {part!r} in {key}',
-                        'name a key that is there',
-                    )
+                part = last
+                if isinstance(node, list):
+                    node[int(part)]
+                else:
+                    taken = {*node.keys(), *_parameters_of(node), 'type'}
+                    self._note(place, value, sorted(taken))
+            except (
+                AttributeError,
+                KeyError,
+                IndexError,
+                ValueError,
+                TypeError,
+            ):
+                plan.refuse(
+                    place,
+                    value,
+                    f'a key of the config, which has no {part!r} in {key}',
+                    'name a key that is there',
+                )
             found[key] = value
         return found
 
+    def _note(
+        self, place: tuple[str, ...], value: Any, known: list[str]
+    ) -> None:
+        """Note an option that may do nothing.
+
+        Args:
+            place: Of the option in the plan.
+            value: Of it.
+            known: Keys that the config has there, or can have.
+        """
+        above, _, key = place[-1].rpartition('.')
+        why = ''
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            why = 'a new key of the config' + (
+                f'; there is {close[0]}' if close else ''
+            )
+        elif not above and key not in READ:
+            why = (
+                'a variable of the config that MMEngine does not read; what '
+                'the file makes of it stays as it is'
+            )
+        if why:
+            name = '.'.join(place)
+            where = self.plan.where(*place)
+            self.notes[f'{where}: {name}={value!r} is {why}'] = None
+
+    def _set_of_loss(
+        self, cfg: Config, task: str, method: str, key: str, value: Any
+    ) -> None:
+        """Set ``loss.NAME`` in each head."""
+        name = key.partition('.')[2]
+        place = self._place_of(task, method, key)
+        try:
+            losses = [
+                container[index]
+                for container, index in (
+                    loss_place(*found) for found in loss_configs(cfg)
+                )
+            ]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            self.plan.refuse(
+                place,
+                value,
+                'a config whose model has a head with a loss, but: '
+                f'{type(error).__name__}: {error}',
+            )
+        for loss in losses:
+            kind = str(loss.get('type'))
+            if not kind.startswith('lt_losses_mm.'):
+                scope = cfg.get('default_scope', 'mmengine')
+                known = _parameters(kind, scope)
+                if known and name not in known:
+                    self.plan.refuse(
+                        place,
+                        value,
+                        f'a parameter of {kind}, the loss of {method}, which '
+                        f'are {", ".join(known)}',
+                        self._elsewhere(place, task),
+                    )
+            loss[name] = copy.deepcopy(value)
+
+    def _elsewhere(self, place: tuple[str, ...], task: str) -> str:
+        """What to do with an option that a loss does not take."""
+        if place[2:3] != ('options',) or place[0] != 'tasks':
+            return 'name one of them'
+        return (
+            f'name one of them, or put it into tasks.{task}.overrides or '
+            'define, for the methods that take it'
+        )
+
     def _place_of(self, task: str, method: str, key: str) -> tuple[str, ...]:
         """Where the plan has an option, see ``Plan.options_of``."""
-        how, name = self.plan.methods[method], method.partition('[')[0]
+        how, name = self.plan.methods[method], base_of(method)
         if key in how.searched:
             return ('search', 'parameters', key)
-        if key in self.plan.override(task, method).get('options', {}):
-            own = name if how.searched else method
-            return ('tasks', task, 'overrides', own, 'options', key)
+        if key in self.plan.override(task, method)['options']:
+            return self.plan.overridden_in(task, method, 'options', key)
         if key in how.options:
             return ('define', name, self.plan.kind_of(name, key), key)
         return ('tasks', task, 'options', key)
@@ -402,7 +499,7 @@ class Builder:
                         )
                 except (ValueError, TypeError) as error:
                     self._blame_option(error, loss, task, method)
-                    name = method.partition('[')[0]
+                    name = base_of(method)
                     place = self.plan.where('define', name)
                     if not self.plan.has('define', name):
                         place = self.plan.where(*keys)
@@ -431,7 +528,7 @@ class Builder:
                     value,
                     f'a parameter of {kind.__name__}, which are '
                     f'{", ".join(known)}',
-                    'name one of them',
+                    self._elsewhere(place, task),
                 )
             if str(error).startswith(f'{kind.__name__}: {name}='):
                 self.plan.refuse(
@@ -450,8 +547,34 @@ def _is_its_own(cfg: Config, loss: str) -> bool:
     """Whether a loss of the hosts is what a config has, in its own way."""
     kind = _fragment(loss)['type']
     return '.' not in kind and all(
-        head[key].get('type') == kind for head, key in loss_configs(cfg)
+        place[index].get('type') == kind
+        for place, index in (loss_place(*x) for x in loss_configs(cfg))
     )
+
+
+def _parameters_of(node: Config | ConfigDict) -> list[str]:
+    """What a class of MMEngine or of this package takes, if it is one."""
+    scope, _, kind = str(node.get('type')).rpartition('.')
+    if scope not in ('', 'mmengine', 'lt_losses_mm'):
+        return []
+    for registry in vars(mmengine.registry).values():
+        # Nothing is imported for it.
+        if isinstance(registry, Registry) and kind in registry.module_dict:
+            return list(inspect.signature(registry.get(kind)).parameters)
+    return []
+
+
+def _parameters(kind: str, scope: str) -> list[str]:
+    """What a loss of a host takes; empty if that cannot be told."""
+    scope, name = ([scope, *kind.split('.')])[-2:]
+    try:
+        importlib.import_module(f'{scope}.registry')
+        known = inspect.signature(MODELS.get(f'{scope}.{name}')).parameters
+    except Exception:  # Its training says what is wrong with the host.
+        return []
+    if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        return []
+    return list(known)
 
 
 def _loss_modules(node: Any) -> Iterator[str]:

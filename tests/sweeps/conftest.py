@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -200,6 +201,32 @@ class Toy:
         if not self.trainings.exists():
             return []
         return self.trainings.read_text().splitlines()
+
+
+@pytest.fixture(scope='session')
+def tool():
+    """The module of the command line."""
+    pytest.importorskip('pandas')
+    pytest.importorskip('scikit_posthocs')
+    spec = importlib.util.spec_from_file_location(
+        'sweep_tool', ROOT / 'tools' / 'sweep.py'
+    )
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.fixture
+def sweep_tool(tool, monkeypatch):
+    """Calls the command line in this process."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['sweep', *map(str, arguments)])
+        return tool.main()
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield call
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope='module')

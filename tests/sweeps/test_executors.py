@@ -277,6 +277,17 @@ def test_options_of_slurm(tmp_path, options, expected):
         executors.SlurmExecutor(tmp_path, options=options, cluster='local')
 
 
+@pytest.mark.parametrize('default', [0, 2])
+def test_gpus_on_slurm(tmp_path, default):
+    pytest.importorskip('submitit')
+    executor = executors.SlurmExecutor(
+        tmp_path, options={'timeout_min': 5}, gpus=default, cluster='local'
+    )
+    found = [executor.gpus_of(said) for said in (None, 0, 8)]
+    assert found == [default, 0, 8]
+    assert f'{default or "none"} for a task whose' in executor.describe()
+
+
 # Says what it was given, and waits to be ended.
 WORKER = """
 import json, os, sys, time
@@ -337,10 +348,31 @@ class TestLocal:
         start(executor, 0)
         assert not executor.room_for(0)
 
-    def test_too_many_gpus(self, monkeypatch):
-        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')
-        with pytest.raises(ValueError, match='gpus=2, expected at most the 1'):
-            LocalExecutor().room_for(2)
+    @pytest.mark.parametrize(
+        'visible, default, given',
+        [
+            # For a plan that says nothing, 0 and 1.
+            ('', None, [0, 0, 0]),
+            ('-1', None, [0, 0, 0]),
+            ('0', None, [1, 0, 1]),
+            ('0,1,2,3,4,5,6,7', None, [1, 0, 1]),
+            ('0,1', 2, [2, 0, 1]),
+            ('0,1', 0, [0, 0, 1]),
+        ],
+    )
+    def test_gpus_of_a_plan(self, visible, default, given, monkeypatch):
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+        executor = LocalExecutor(gpus=default)
+        assert [executor.gpus_of(said) for said in (None, 0, 1)] == given
+        default = given[0] or 'none'
+        assert f'{default} for a task whose plan' in executor.describe()
+
+    @pytest.mark.parametrize('visible, there', [('', 0), ('0', 1)])
+    def test_too_many_gpus(self, visible, there, monkeypatch):
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+        expected = f'gpus=2, expected at most the {there} of this machine'
+        with pytest.raises(ValueError, match=expected):
+            LocalExecutor().gpus_of(2)
 
     @pytest.mark.parametrize(
         'own, expected', [('', '2'), ('7', '7')], ids=['divided', 'own']
@@ -353,6 +385,40 @@ class TestLocal:
         given, _ = start(executor, 0)
         assert given['OMP_NUM_THREADS'] == expected
         assert f'OMP_NUM_THREADS={expected};' in executor.describe()
+
+
+class TestGpusOfAPlan:
+    @pytest.fixture
+    def plan(self, toy, monkeypatch):
+        monkeypatch.chdir(toy.folder)
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+        text = toy.plan.read_text()
+        toy.plan.write_text(
+            text.replace('second: *task', 'second: {<<: *task, gpus: 8}')
+        )
+        return toy.plan
+
+    def test_too_many_are_told_before_any_training(self, plan, sweep_tool):
+        for more in ([], ['--dry-run']):
+            with pytest.raises(SystemExit, match='yaml:10: second: gpus=8, e'):
+                sweep_tool('run', plan, *more)
+        assert not list(plan.parent.rglob('log.txt'))
+
+    def test_other_tasks_need_none(self, plan, sweep_tool, capsys):
+        assert not sweep_tool('run', plan, '--dry-run', '--only', 'first')
+        plan.write_text(plan.read_text().replace('gpus: 8', 'gpus: 1'))
+        assert not sweep_tool('run', plan, '--dry-run')
+        said = capsys.readouterr().out
+        assert said.count('second: on the CPU, because there is no GPU') == 1
+
+    def test_trials_have_what_is_there(self, plan, tool, monkeypatch):
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0,1,2,3,4,5,6,7')
+        read = Plan(plan, losses())
+        trials, _ = trials_of(read, plan.parent)
+        tool.assign_gpus(read, trials, LocalExecutor(), print)
+        found = {trial.task: trial.gpus for trial in trials}
+        assert found == {'first': 1, 'second': 8}
+        assert read.tasks['first']['gpus'] == 1
 
 
 @pytest.mark.parametrize('gpus', [0, 1, 2])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -135,6 +133,32 @@ MISTAKES = {
         'seeds: [0, 1]',
         'seeds: [1, 1]',
         '2: seeds=[1, 1], expected a list of different whole numbers',
+        '',
+    ),
+    'seed with a point': (
+        'seeds: [0, 1]',
+        'seeds: [1.0]',
+        '2: seeds.0=1.0, expected a whole number, 0 or more',
+        '',
+    ),
+    'a method twice in a long list': (
+        'methods: [plain, higher, later]',
+        'methods: [a, b, c, d, e, f, g, plain, higher, plain]',
+        '3: methods=[',
+        'that "define" has, or all; \'plain\' is there twice',
+    ),
+    'option below a number': (
+        'lr: 0.2',
+        'lr.x: 0.2',
+        '11: define.higher.options.lr.x=0.2, expected a key of the config, '
+        "which has no 'x' in lr.x",
+        '',
+    ),
+    'loss of a config without a model': (
+        'lr: 0.2',
+        'loss.tau: 0.2',
+        '11: define.higher.options.loss.tau=0.2, expected a config whose '
+        'model has a head with a loss, but: ',
         '',
     ),
     'wrong type of a flag': (
@@ -329,6 +353,26 @@ MISTAKES = {
         '3: methods=[',
         'expected a method that a task takes and no rule excludes',
     ),
+    'one of a grid as baseline': (
+        'plain: {}',
+        'plain: {grid: {lr: [1, 2]}}',
+        "8: tasks.first.baseline='plain', expected one of plain[lr=1], ",
+        "Fix: write one of its points, e.g. 'plain[lr=1]'.",
+    ),
+    'override of what a grid sets': (
+        '    baseline: plain\ndefine:\n  plain: {}\n',
+        '    overrides: {plain: {options: {lr: 3}}}\ndefine:\n'
+        '  plain: {grid: {lr: [1, 2]}}\n',
+        '8: tasks.first.overrides.plain.options.lr=3, expected a key that '
+        'the grid of plain has not',
+        'Fix: take it out here or there.',
+    ),
+    'excluded point, but not there': (
+        'define:',
+        "exclude: [{method: 'higher[lr=0.3]'}]\ndefine:",
+        "9: exclude.0.method='higher[lr=0.3]', expected one of",
+        '',
+    ),
     'hook without a type': (
         'plain: {}',
         'plain: {hooks: [{tau: 1}]}',
@@ -376,6 +420,11 @@ def test_no_file(folder):
 
 
 LOSS_MISTAKES = {
+    'parameter that the loss of the host has not': (
+        '    options: {loss.tau: 2}\n',
+        '8: tasks.first.options.loss.tau=2, expected a parameter of '
+        'CrossEntropyLoss, the loss of cross_entropy, which are use_sigmoid, ',
+    ),
     'counts of other classes': (
         '    options: {loss.class_counts: [1, 2]}\n    methods: '
         '[balanced_softmax]\n',
@@ -408,6 +457,8 @@ LOSS_MISTAKES = {
 
 @pytest.mark.parametrize('name', LOSS_MISTAKES)
 def test_what_a_loss_does_not_take(folder, name):
+    if 'host' in name:
+        pytest.importorskip('mmpretrain')
     lines, begins = LOSS_MISTAKES[name]
     assert refused(folder, DIGITS + lines).startswith(begins)
 
@@ -509,18 +560,10 @@ def test_a_mistake_of_a_search(folder, name):
     assert has in said
 
 
-def test_a_search_that_the_plan_has_not(folder, monkeypatch):
+def test_a_search_that_the_plan_has_not(folder, sweep_tool):
     (folder / 'plan.yaml').write_text(PLAN)
-    spec = importlib.util.spec_from_file_location(
-        'sweep_tool', ROOT / 'tools' / 'sweep.py'
-    )
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(
-        sys, 'argv', ['sweep', 'search', str(folder / 'plan.yaml')]
-    )
     with pytest.raises(SystemExit, match='search=None, expected method, par'):
-        tool.main()
+        sweep_tool('search', folder / 'plan.yaml')
 
 
 @pytest.mark.slow
@@ -537,6 +580,72 @@ def test_committed_plans_need_no_data(tmp_path, monkeypatch, path):
         own = {trial.method for trial in trials if trial.task == task}
         assert plan.baseline_of(task) in own
         assert len(own) > 1
+
+
+SEGMENTATION = """
+default_scope = 'mmseg'
+model = dict(
+    type='EncoderDecoder',
+    decode_head=dict(
+        type='FCNHead',
+        num_classes=3,
+        loss_decode=[dict(type='DiceLoss'), LOSS],
+    ),
+)
+"""
+
+
+class TestSeveralLosses:
+    plan = PLAN.replace('plain, higher, later', 'cross_entropy, vs').replace(
+        '    baseline: plain\n', ''
+    )
+
+    def test_the_one_of_the_classes_is_replaced(self, folder):
+        own = "dict(type='CrossEntropyLoss')"
+        (folder / 'config.py').write_text(SEGMENTATION.replace('LOSS', own))
+        text = self.plan + '  vs: {options: {loss.tau: 2}}\n'
+        _, (plain, vs, *_) = built(folder, text)
+        assert [
+            [loss.type for loss in trial.cfg.model.decode_head.loss_decode]
+            for trial in (plain, vs)
+        ] == [
+            ['DiceLoss', 'CrossEntropyLoss'],
+            ['DiceLoss', 'lt_losses_mm.VSLoss'],
+        ]
+        assert vs.cfg.model.decode_head.loss_decode[1].tau == 2
+
+    def test_none_of_the_classes(self, folder):
+        own = "dict(type='LovaszLoss')"
+        (folder / 'config.py').write_text(SEGMENTATION.replace('LOSS', own))
+        said = refused(folder, self.plan)
+        assert said.startswith("6: tasks.first.config='config.py', expected a")
+        assert "loss_decode=['DiceLoss', 'LovaszLoss'], expected one" in said
+
+
+def test_options_that_may_do_nothing_are_named(folder):
+    (folder / 'config.py').write_text(
+        'lr = 0.1\ntrain_cfg = dict(max_epochs=3)\n'
+        "a = dict(type='EpochBasedTrainLoop', max_epochs=3)\n"
+    )
+    path = folder / 'plan.yaml'
+    options = '{lr: 1, train_cfg.max_epoch: 5, lrr: 2, train_cfg.max_epochs: 4'
+    options += ', a.val_begin: 3'  # A parameter of the class.
+    path.write_text(
+        PLAN.replace('baseline: plain', f'options: {options}}}').replace(
+            'options: {lr: 0.2}', 'options: {train_cfg.begin: 1}'
+        )
+    )
+    _, notes = trials_of(Plan(path, losses()), folder)
+    place = f'{path}:8: tasks.first.options'
+    assert notes == [
+        f'{place}.lr=1 is a variable of the config that MMEngine does not '
+        'read; what the file makes of it stays as it is',
+        f'{place}.train_cfg.max_epoch=5 is a new key of the config; there is '
+        'max_epochs',
+        f'{place}.lrr=2 is a new key of the config; there is lr',
+        f'{path}:11: define.higher.options.train_cfg.begin=1 is a new key of '
+        'the config',
+    ]
 
 
 class TestWhatIsMade:
@@ -593,6 +702,70 @@ class TestWhatIsMade:
             'higher[lr=2,depth=b]': (2, 'b'),
         }
         assert len({trial.key for trial in trials}) == len(trials)
+
+    def test_points_are_named_as_others_are(self, folder):
+        plan, trials = built(
+            folder,
+            PLAN.replace('baseline: plain', 'baseline: higher[lr=1]')
+            .replace(
+                'define:',
+                '    overrides:\n'
+                '      higher: {options: {decay: 1, model.a: 1}}\n'
+                '      higher[lr=2]: {options: {decay: 2}}\n'
+                "exclude: [{method: 'higher[lr=2]', seed: 1}]\ndefine:",
+            )
+            .replace('options: {lr: 0.2}', 'grid: {lr: [1, 2, 3]}')
+            .replace('load_from: plain', "load_from: 'higher[lr=3]'")
+            .replace('[plain, higher,', "[plain, 'higher[lr=1]', higher,"),
+        )
+        assert plan.baseline_of('first') == 'higher[lr=1]'
+        by_name = {str(trial): trial for trial in trials}
+        assert list(by_name) == [
+            f'first/{method}/{seed}'
+            for seed in (0, 1)
+            for method in (
+                'plain',
+                'higher[lr=1]',
+                *(['higher[lr=2]'] if seed == 0 else []),
+                'higher[lr=3]',
+                'later',
+            )
+        ]
+        assert [
+            (trial.cfg.lr, trial.cfg.decay, trial.cfg.model.a)
+            for trial in trials[1:4]
+        ] == [(1, 1, 1), (2, 2, 1), (3, 1, 1)]
+        (needed,) = by_name['first/later/0'].needed
+        assert str(needed) == 'first/higher[lr=3]/0'
+
+    def test_a_grid_is_excluded_by_its_name(self, folder):
+        _, trials = built(
+            folder,
+            PLAN.replace('options: {lr: 0.2}', 'grid: {lr: [1, 2]}')
+            + 'exclude: [{method: higher}]\n',
+        )
+        assert {trial.method for trial in trials} == {'plain', 'later'}
+
+    def test_a_point_is_shown_by_its_name(self, folder, sweep_tool, capsys):
+        path, work = folder / 'plan.yaml', folder / 'work'
+        path.write_text(
+            PLAN.replace('options: {lr: 0.2}', 'grid: {lr: [1, 2]}')
+        )
+        for more in (['run', '--dry-run'], ['status']):
+            sweep_tool(*more, path, '--folder', work)
+            said = capsys.readouterr().out
+            assert 'higher[lr=1]' in said
+            assert 'higher[lr=2]' in said
+
+    def test_only_a_grid(self, folder, tool):
+        plan, trials = built(
+            folder, PLAN.replace('options: {lr: 0.2}', 'grid: {lr: [1, 2]}')
+        )
+        found = tool.chosen(plan, trials, ['first/higher'], folder)
+        assert {trial.method for trial in found} == {
+            'higher[lr=1]',
+            'higher[lr=2]',
+        }
 
     def test_seeds_of_a_task(self, folder):
         _, trials = built(

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from lt_losses_mm.sweeps import ledger, results, worker
+from lt_losses_mm.recipes import losses
+from lt_losses_mm.sweeps import ledger, progress, results, worker
 from lt_losses_mm.sweeps.plan import Plan
 from lt_losses_mm.sweeps.sweep import FROM_WORKER, rows_of
 from lt_losses_mm.sweeps.trial import trials_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
@@ -106,7 +112,7 @@ class TestRun:
     def test_two_at_a_time_on_one_folder(self, toy):
         both = [toy.start('run', str(toy.plan)) for _ in range(2)]
         said = [process.communicate(timeout=300)[0] for process in both]
-        assert [process.returncode for process in both] == [0, 0]
+        assert sorted(process.returncode for process in both) == [0, 3]
         assert sum('Another sweep runs' in one for one in said) == 1
         assert len(toy.started()) == 12
 
@@ -122,6 +128,91 @@ class TestRun:
         before = ledger.read(toy.ledger)
         assert toy.run('--jobs', '2')[0] == 0
         assert ledger.read(toy.ledger)[: len(before)] == before
+
+
+EXTRA = (ROOT / 'requirements' / 'sweeps.txt').read_text().splitlines()
+
+
+@pytest.mark.parametrize('name', [x for x in EXTRA if x[0] != '#'])
+@pytest.mark.usefixtures('tool')  # All others are there.
+def test_a_package_that_is_missing_is_told_at_the_start(name, monkeypatch):
+    module = dict(pyyaml='yaml').get(name, name.replace('-', '_'))
+    monkeypatch.setitem(sys.modules, module, None)
+    spec = importlib.util.spec_from_file_location(
+        'tool_without', ROOT / 'tools' / 'sweep.py'
+    )
+    with pytest.raises(SystemExit) as caught:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    said = str(caught.value)
+    assert f'{module!r}, expected the packages' in said
+    assert said.endswith("Fix: pip install 'mm-lt-losses[sweeps]'.")
+
+
+@pytest.fixture
+def here(toy, monkeypatch):
+    monkeypatch.chdir(toy.folder)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    return toy
+
+
+def failed_rows(toy):
+    """Two trials that an earlier run has given up; their folders are gone."""
+    trials, _ = trials_of(Plan(toy.plan, losses()), toy.ledger.parent)
+    rows = [
+        dict(dict.fromkeys(ledger.COLUMNS, ''), schema='1', trial=trial.key)
+        for trial in trials[:2]
+    ]
+    toy.ledger.parent.mkdir(parents=True)
+    ledger.write(toy.ledger, [dict(row, status='failed') for row in rows])
+    return [str(trial) for trial in trials[:2]]
+
+
+class TestFailedBefore:
+    def test_dry_run(self, here, sweep_tool, capsys):
+        failed_rows(here)
+        assert not sweep_tool('run', here.plan, '--dry-run')
+        said = capsys.readouterr().out
+        assert '10 of 12 trials are to be run' in said
+        assert '2 failed before; --retry-failed runs them again' in said
+        sweep_tool('run', here.plan, '--dry-run', '--retry-failed')
+        said = capsys.readouterr().out
+        assert '12 of 12 trials are to be run' in said
+        assert 'failed before' not in said
+
+    def test_status(self, here, sweep_tool, capsys):
+        names = failed_rows(here)
+        sweep_tool('status', here.plan)
+        said = capsys.readouterr().out
+        assert all(f'{name} has failed' in said for name in names)
+
+    def test_run(self, here, sweep_tool, capsys):
+        names = failed_rows(here)
+        assert sweep_tool('run', here.plan, '--only', *names) == 1
+        said = capsys.readouterr().out
+        assert '2 failed before; --retry-failed runs them again' in said
+
+    def test_done_since(self, here):
+        failed_rows(here)
+        row = ledger.read(here.ledger)[0]
+        ledger.write(here.ledger, [dict(row, status='done'), row])
+        assert progress.recorded_in(here.ledger)[row['trial']] == 'done'
+
+
+def test_another_sweep_is_no_success(here, sweep_tool, capsys):
+    folder = here.ledger.parent
+    folder.mkdir(parents=True)
+    with ledger.locked(folder / 'sweep', wait=False):
+        assert sweep_tool('run', here.plan, '--only', 'first') == 3
+    assert 'run this again' in capsys.readouterr().out
+
+
+def test_the_budget_is_named(here, sweep_tool, capsys):
+    here.plan.write_text(here.plan.read_text() + 'budget: {hours: 1e-9}\n')
+    sweep_tool('run', here.plan)
+    said = capsys.readouterr().out
+    assert '12 not started' in said
+    assert 'The reason is budget.hours=1e-09, which is over' in said
+    assert not here.started()
 
 
 @pytest.fixture
