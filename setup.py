@@ -48,7 +48,11 @@ class BuildWithMim(build_py):
         (mim / 'tools').mkdir()
         for tool in (ROOT / 'tools').glob('*.py'):
             shutil.copy2(tool, mim / 'tools')
-        shutil.copytree(ROOT / 'benchmarks/sweeps', mim / 'benchmarks/sweeps')
+        shutil.copytree(
+            ROOT / 'benchmarks/sweeps',
+            mim / 'benchmarks/sweeps',
+            ignore=shutil.ignore_patterns('.*'),
+        )
         shutil.copy2(ROOT / 'model-index.yml', mim)
 
 
