@@ -79,7 +79,8 @@ class Lines:
             if self.console.is_terminal
             else None
         )
-        self.begun = self.told = time.time()
+        self.told = time.time()
+        self.estimated, self.left = 0.0, ''
 
     def __enter__(self) -> Lines:
         if self.live:
@@ -109,7 +110,10 @@ class Lines:
             (str(trial), position(trial, overall_of(sweep.plan, trial)))
             for trial in running
         ]
-        left = remaining(sweep)
+        if time.time() - self.estimated >= PERIOD:
+            # It reads the whole ledger.
+            self.estimated, self.left = time.time(), remaining(sweep)
+        left = self.left
         if self.live is None:
             what = '; '.join(f'{name}: {place}' for name, place in rows)
             print(

@@ -231,7 +231,7 @@ class Sweep:
         names = [metrics[role] for role in ROLES if role in metrics]
         try:
             self.begun[trial.key] = worker.final_step(trial.folder)
-            trial.prepare({}, names)
+            trial.prepare(names)
             self.jobs[trial.key] = executor.start(trial.folder, trial.gpus)
         except OSError as error:
             self.trouble(
@@ -347,7 +347,15 @@ def failed_row(
     plan: Plan, trial: Trial, note: str, status: str = 'failed'
 ) -> dict[str, Any]:
     """The row of the ledger of a trial without numbers."""
-    row = dict(_shared(plan, trial), status=status, note=note, last=0)
+    row = dict(
+        _shared(plan, trial),
+        versions=origin.versions(),
+        code=trial.code,
+        commit=origin.commit(),
+        status=status,
+        note=note,
+        last=0,
+    )
     return {**dict.fromkeys(ledger.COLUMNS, ''), **row}
 
 
@@ -477,9 +485,6 @@ def _shared(plan: Plan, trial: Trial) -> dict[str, Any]:
         method=trial.method,
         seed=trial.seed,
         baseline=plan.baseline_of(trial.task),
-        versions=origin.versions(),
-        code=trial.code,
-        commit=origin.commit(),
         command=command_of(plan, trial),
     )
 

@@ -188,7 +188,7 @@ def _time(trial: Trial, executor: Executor, steps: int) -> Cost:
         ),
     )
     scratch = replace(trial, folder=folder, cfg=cfg)
-    scratch.prepare({}, [])
+    scratch.prepare([])
     if not executor.room_for(trial.gpus):
         raise worker.TrialError('there is no room for a training')
     started = time.time()

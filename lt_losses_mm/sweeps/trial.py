@@ -104,11 +104,10 @@ class Trial:
             part.write_text(cfg.pretty_text, 'utf-8')
         return cfg, file
 
-    def prepare(self, env: Mapping[str, str], metrics: list[str]) -> None:
+    def prepare(self, metrics: list[str]) -> None:
         """Write the folder that a worker needs.
 
         Args:
-            env: Variables of the training beside those of the worker.
             metrics: Names in the log, the overall one first.
         """
         cfg, file = self.write_config()
@@ -141,7 +140,6 @@ class Trial:
                 metrics=metrics,
                 code=self.code,
                 cwd=os.getcwd(),
-                env=dict(env),
             ),
         )
 

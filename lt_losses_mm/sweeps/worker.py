@@ -3,7 +3,7 @@
 
     python lt_losses_mm/sweeps/worker.py FOLDER
 
-The folder holds ``trial.json``: what to run, where, with which environment.
+The folder holds ``trial.json``: what to run, and where.
 At the end it holds ``done.json``, with the numbers, or ``failed.json``, with
 the reason; both are written in one step. In between the worker and its
 training hold a lock, which the system takes from them when they die, so no
@@ -192,7 +192,6 @@ def run(
         process = subprocess.Popen(
             command,
             cwd=trial['cwd'],
-            env={**os.environ, **trial['env']},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

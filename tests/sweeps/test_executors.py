@@ -427,7 +427,7 @@ def test_command(toy, gpus):
         toy.plan.read_text().replace('    base', f'    gpus: {gpus}\n    base')
     )
     (trial, *_), _ = trials_of(Plan(toy.plan, losses()), toy.folder)
-    trial.prepare({}, ['accuracy/all'])
+    trial.prepare(['accuracy/all'])
     told = json.loads((trial.folder / worker.TRIAL).read_text())
     for name in ('train', 'test'):
         command = ' '.join(told[name])

@@ -206,14 +206,13 @@ def test_code_without_comments(tmp_path, monkeypatch):
 
 def test_the_folder_of_a_trial(make):
     trial = make()['own/balanced_softmax/0']
-    trial.prepare({'A': 'b'}, ['a/b'])
+    trial.prepare(['a/b'])
     told = json.loads((trial.folder / worker.TRIAL).read_text())
     assert told['train'][-3:] == [
         str(trial.folder / '.config' / 'as_trained.py'),
         '--work-dir',
         str(trial.folder),
     ]
-    assert told['env'] == {'A': 'b'}
     assert told['metrics'] == ['a/b']
     assert told['checkpoint'] == ''
     text = (trial.folder / 'config.py').read_text()

@@ -53,7 +53,6 @@ class Case:
             metrics=['accuracy/all', 'accuracy/few'],
             code=origin.code([]),
             cwd=str(toy.folder),
-            env={},
         )
 
     def start(self) -> subprocess.Popen:
